@@ -1,0 +1,141 @@
+"""What there is to know about a digital patient: who they are, what is wrong with them, and how the film was taken.
+
+Everything is drawn from seeds and everything that is drawn is recorded, so that the truth about a film is complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medgen.seeds import stable_seed
+
+SIDED = ("pleural_effusion", "pneumothorax", "consolidation", "nodule", "atelectasis")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Anatomy that stays with a person through life. Scales are relative to the CT's; millimetres where named."""
+
+    patient_id: str
+    seed: int
+    age: float  # years
+    sex: str  # "F" or "M"
+    scale: tuple[float, float, float]  # depth, height, width
+    heart_scale: float
+    breast_mm: float
+    deformation_mm: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One abnormality. `severity` in (0, 1] sets its extent; `seed` its place and texture; side and lobe where they apply."""
+
+    name: str
+    severity: float
+    side: str | None = None  # "left", "right"; a bilateral finding is two
+    lobe: str | None = None  # "upper", "middle", "lower"
+    diameter_mm: float | None = None  # nodule or mass
+    linear: bool = False  # atelectasis: plate-like instead of lobar
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How the film was taken. None of this is disease."""
+
+    view: str  # "PA" or "AP"
+    rotation_deg: float = 0.0  # about the patient's long axis
+    tilt_deg: float = 0.0  # in the plane of the film
+    inspiration_mm: float = 0.0  # diaphragm below its position in the CT
+    shift_mm: tuple[float, float] = (0.0, 0.0)  # rows, columns
+    exposure: float = 0.0  # added to the display brightness, in units of its range
+    contrast: float = 1.0
+    noise: float = 0.006  # standard deviation in units of the display range
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A patient on one day: the findings, and the films taken."""
+
+    patient: Patient
+    study_id: str
+    findings: tuple[Finding, ...] = ()
+    acquisitions: tuple[Acquisition, ...] = field(default_factory=tuple)
+
+
+def draw_patient(seed: int, index: int) -> Patient:
+    """Patient number `index` of the population `seed`."""
+    key = stable_seed("digital chest", "patient", seed, index)
+    rng = np.random.default_rng(key)
+    sex = "F" if rng.random() < 0.5 else "M"
+    size = rng.normal(1.0 if sex == "M" else 0.95, 0.035)
+    return Patient(
+        patient_id=f"D{seed:03d}-{index:06d}",
+        seed=key,
+        age=float(np.clip(rng.normal(58, 17), 18, 95).round()),
+        sex=sex,
+        scale=(
+            float(np.clip(rng.normal(1.03, 0.09), 0.85, 1.28)),
+            float(np.clip(size * rng.normal(0.99, 0.03), 0.90, 1.06)),
+            float(np.clip(size * rng.normal(1.0, 0.035), 0.88, 1.06)),
+        ),
+        heart_scale=float(np.clip(rng.normal(0.86, 0.035), 0.78, 0.94)),
+        breast_mm=float(rng.uniform(18, 50)) if sex == "F" else 0.0,
+        deformation_mm=float(rng.uniform(3, 7)),
+    )
+
+
+def draw_findings(seed: int, normal: float = 0.18) -> tuple[Finding, ...]:
+    """Findings of one study: none with probability `normal`, else one to three kinds, all kinds about equally frequent."""
+    rng = np.random.default_rng(stable_seed("digital chest", "findings", seed))
+    if rng.random() < normal:
+        return ()
+    kinds = ["pleural_effusion", "pneumothorax", "consolidation", "nodule", "cardiomegaly", "edema", "atelectasis", "hyperinflation"]
+    chosen = rng.choice(kinds, size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False)
+    excluded = {"hyperinflation": {"edema", "atelectasis", "cardiomegaly"}, "pneumothorax": {"atelectasis"}}
+    findings: list[Finding] = []
+    for name in map(str, chosen):
+        if any(name in excluded.get(other.name, ()) or other.name in excluded.get(name, ()) for other in findings):
+            continue
+        findings += _draw_finding(name, rng)
+    return tuple(findings)
+
+
+def _draw_finding(name: str, rng: np.random.Generator) -> list[Finding]:
+    def one(side: str | None) -> Finding:
+        lobe, diameter, linear = None, None, False
+        severity = float(rng.uniform(0.12, 1.0))
+        if name in ("consolidation", "nodule"):
+            lobe = str(rng.choice(["upper", "lower"] if side == "left" else ["upper", "middle", "lower"]))
+        elif name == "atelectasis":
+            lobe, linear = str(rng.choice(["upper", "lower"], p=[0.3, 0.7])), bool(rng.random() < 0.35)
+            lobe = "lower" if linear else lobe
+        if name == "nodule":
+            diameter = float(np.exp(rng.uniform(np.log(14), np.log(60))))
+            severity = min(diameter / 60, 1.0)
+        return Finding(name, severity, side, lobe, diameter, linear, seed=int(rng.integers(2**31)))
+
+    if name not in SIDED:
+        return [one(None)]
+    both = rng.random() < {"pleural_effusion": 0.3, "consolidation": 0.15, "atelectasis": 0.1}.get(name, 0.0)
+    return [one(side) for side in (("right", "left") if both else (str(rng.choice(["right", "left"])),))]
+
+
+def draw_acquisition(seed: int, view: str) -> Acquisition:
+    """Pose, breath and exposure of one film. Portable AP films vary more."""
+    rng = np.random.default_rng(stable_seed("digital chest", "acquisition", seed, view))
+    loose = 1.0 if view == "PA" else 1.6
+    return Acquisition(
+        view=view,
+        rotation_deg=float(rng.normal(0, 2.0 * loose)),
+        tilt_deg=float(rng.normal(0, 1.2 * loose)),
+        inspiration_mm=float(rng.normal(2 if view == "PA" else -4, 4)),
+        shift_mm=(float(rng.normal(0, 4 * loose)), float(rng.normal(0, 4 * loose))),
+        exposure=float(rng.normal(0, 0.035)),
+        contrast=float(np.clip(rng.normal(1.0, 0.07), 0.8, 1.2)),
+        noise=float(rng.uniform(0.003, 0.008)),
+        seed=stable_seed(seed, view, "noise"),
+    )
