@@ -1,0 +1,118 @@
+"""The finding classifier: a small residual network that says which findings a film shows, and on which side.
+
+It judges generated images against their prompts, and its penultimate features are the encoder 'digital-chest'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
+from torch import Tensor, nn
+
+from medgen.data.records import FINDINGS, FindingLabel
+
+SIDED_FINDINGS = ("pleural_effusion", "pneumothorax", "consolidation", "nodule", "atelectasis")
+OUTPUTS = (*FINDINGS, *(f"{name}_{side}" for name in SIDED_FINDINGS for side in ("left", "right")))
+
+
+def finding_targets(labels: Iterable[FindingLabel]) -> tuple[Tensor, Tensor]:
+    """Targets and mask, each [len(OUTPUTS)] float32, from the labels of one report.
+
+    A finding that is not mentioned counts as absent (the CheXpert convention). Mask 0 (no loss, no score): uncertain findings,
+    and the sides of a finding that is present on an unstated side. Present wins where a report says both of one finding.
+    """
+    values = dict.fromkeys(OUTPUTS, 0.0)
+    known = dict.fromkeys(OUTPUTS, 1.0)
+    for label in sorted(labels, key=lambda label: (label.state == "present", label.side is not None)):
+        if label.state == "absent":
+            continue
+        sides = (label.side,) if label.side in ("left", "right") else ("left", "right")
+        certain = {label.name: label.state == "present"}
+        certain |= {f"{label.name}_{side}": label.state == "present" and label.side is not None for side in sides}
+        for output in certain.keys() & values.keys():
+            values[output] = known[output] = float(certain[output])
+    return torch.tensor(list(values.values())), torch.tensor(list(known.values()))
+
+
+class FindingClassifier(ModelMixin, ConfigMixin):
+    """Images [B,1,H,W] in [-1,1] → logits [B,len(outputs)].
+
+    Two coordinate channels tell left from right; the last feature map is pooled over the left and the right half of the image
+    apart, so the features [B,2*feature_channels] keep the side. No batch statistics: a score depends on its image alone.
+
+    `thresholds` (probabilities, one per output) are chosen on the validation split at export; `patients` says who it learned from.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 128,
+        channels: Sequence[int] = (24, 48, 96, 128),
+        layers_per_block: int = 1,
+        feature_channels: int = 64,
+        norm_groups: int = 8,
+        outputs: Sequence[str] = OUTPUTS,
+        thresholds: Sequence[float] | None = None,
+        patients: str = "",
+    ) -> None:
+        super().__init__()
+        if any(width % norm_groups for width in channels):
+            raise ValueError(f"every entry of channels {tuple(channels)} must be a multiple of norm_groups={norm_groups}")
+        if thresholds is not None and len(thresholds) != len(outputs):
+            raise ValueError(f"{len(thresholds)} thresholds for {len(outputs)} outputs")
+        self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2)
+        self.blocks = nn.ModuleList(
+            DownEncoderBlock2D(
+                channels[max(index - 1, 0)],
+                width,
+                num_layers=layers_per_block,
+                resnet_groups=norm_groups,
+                add_downsample=index + 1 < len(channels),
+            )
+            for index, width in enumerate(channels)
+        )
+        self.norm = nn.GroupNorm(norm_groups, channels[-1])
+        self.neck = nn.Conv2d(channels[-1], feature_channels, 1)
+        self.halves = nn.AdaptiveAvgPool2d((1, 2))
+        self.head = nn.Linear(2 * feature_channels, len(outputs))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What each logit says: a finding, or a finding and its side (patient's left and right)."""
+        return tuple(cast("Sequence[str]", self.config["outputs"]))
+
+    @property
+    def thresholds(self) -> Tensor:
+        """Probability above which each output counts as shown, [len(outputs)]."""
+        values = self.config["thresholds"]
+        return torch.full((len(self.outputs),), 0.5) if values is None else torch.tensor(values, dtype=torch.float32)
+
+    @property
+    def feature_dim(self) -> int:
+        return cast(int, self.head.in_features)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features [B,feature_dim] of images [B,1,H,W] in [-1,1]."""
+        if images.ndim != 4 or images.shape[1] != 1:
+            raise ValueError(f"images must be [B,1,H,W], got {tuple(images.shape)}")
+        hidden = self.stem(torch.cat([images, _coordinates(images)], dim=1))
+        for block in self.blocks:
+            hidden = block(hidden)
+        hidden = self.neck(nn.functional.silu(self.norm(hidden)))
+        return cast(Tensor, self.halves(hidden).flatten(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.features(images)))
+
+
+def _coordinates(images: Tensor) -> Tensor:
+    """Row and column of every pixel in [-1,1]: [B,2,H,W]."""
+    rows, columns = (torch.linspace(-1, 1, size, device=images.device, dtype=images.dtype) for size in images.shape[-2:])
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(images.shape[0], -1, -1, -1)
