@@ -106,6 +106,6 @@ class TrainConfig(Config):
     validate_every: int = Field(1000, ge=0, description="0: never")
     validation_batches: int = Field(8, gt=0, description="per process")
     preview_every: int = Field(1000, ge=0, description="0: never")
-    max_nonfinite: int = Field(10, gt=0, description="stop after this many steps in a row with a NaN or infinite loss or gradient")
+    max_nonfinite: int = Field(10, gt=0, description="stop after this many steps in a row with a NaN or Inf")
     tensorboard: bool = True
     wandb_project: str | None = None

@@ -1,0 +1,49 @@
+"""`run(task, config, overrides)`: the one line that the CLI and train/*.py share."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.config import Config, ConfigError, load_config
+from medgen.training.checkpoint import CheckpointError
+from medgen.training.guards import EXIT_STOPPED, NonFiniteError
+from medgen.training.loop import TrainResult, train
+from medgen.training.memory import MemoryPreflightError
+
+TASKS = {
+    "text-to-cxr": ("medgen.tasks.text_to_cxr", "TextToCXRRecipe", "TextToCXR"),
+    "autoencoder": ("medgen.tasks.autoencoder", "AutoencoderRecipe", "AutoencoderTask"),
+    "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
+    "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
+}
+"""Task name → module, recipe schema, task class (imported only when asked for)."""
+
+
+def run(task_name: str, config_path: str | Path, overrides: Sequence[str] = ()) -> TrainResult:
+    """Train `task_name` by the recipe at `config_path`. Raises `SystemExit(75)` after a stop signal, once everything is saved."""
+    if task_name not in TASKS:
+        raise ConfigError(f"no task {task_name!r}; there are {', '.join(TASKS)}")
+    module_name, recipe_name, class_name = TASKS[task_name]
+    module = importlib.import_module(module_name)
+    schema: type[Config] = getattr(module, recipe_name)
+    recipe: Any = load_config(schema, config_path, overrides)
+    result = train(getattr(module, class_name)(recipe), recipe.train, recipe)
+    if result.stopped:
+        raise SystemExit(EXIT_STOPPED)
+    return result
+
+
+def main(task_name: str, arguments: Sequence[str]) -> None:
+    """`--config FILE [section.field=value ...]`, with errors as messages rather than tracebacks."""
+    words = list(arguments)
+    if not words or words[0] != "--config" or len(words) < 2 or any(word.startswith("-") for word in words[2:]):
+        raise SystemExit(f"usage: {task_name} --config RECIPE.yaml [section.field=value ...]")
+    try:
+        run(task_name, words[1], words[2:])
+    except (ConfigError, CheckpointError, NonFiniteError, MemoryPreflightError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
