@@ -20,6 +20,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from medgen import __version__
+
 MAX_PIXELS = 200_000_000  # no radiograph is near; a header that says more is broken or hostile
 _NAMESPACE = uuid.UUID("4d4c8f5e-6f0e-5c6b-9a53-6d656467656e")
 
@@ -140,52 +142,53 @@ def _window(dataset: Dataset) -> tuple[float, float, str] | None:
 
 
 @dataclass(frozen=True)
-class SyntheticOrigin:
-    """Where a synthetic image comes from; written into its DICOM header and hashed into its UIDs.
-
-    `model` is a name, `model_hash` the hash of its weights or code, `case` identifies the image among all of this model and seed.
-    """
+class _Origin:
+    """What a synthetic image comes from: the part of its header and all of its UIDs that say so."""
 
     model: str
     model_hash: str
     seed: int
-    case: str
-    version: str = ""
+    study_id: str
+    record_id: str
 
-    def uid(self, kind: str) -> UID:
+    def uid(self, *kind: str) -> UID:
         """A UUID-derived UID (PS3.5 B.2): the same for the same origin, and no registered root needed."""
-        name = "\x1f".join((self.model, self.model_hash, str(self.seed), self.case, kind))
+        name = "\x1f".join((self.model, self.model_hash, str(self.seed), *kind))
         return UID(f"2.25.{uuid.uuid5(_NAMESPACE, name).int}")
 
 
 def write_dx(
     path: str | Path,
     image: NDArray[np.uint16],
-    origin: SyntheticOrigin,
     *,
     patient_id: str,
+    study_id: str,
+    record_id: str,
+    model: str,
+    seed: int,
+    model_hash: str = "unknown",
     view: Literal["PA", "AP"] = "PA",
-    study: str | None = None,
-    age_years: int | None = None,
+    age: float | None = None,
     sex: Literal["F", "M"] | None = None,
-    spacing_mm: float | None = None,
+    pixel_spacing_mm: float | None = None,
     description: str = "",
 ) -> Path:
     """Write `image` `[H, W]` uint16 (0 black, full range) as a DX Image For Presentation marked synthetic.
 
-    `study` groups images into one study (default: the origin's case). The patient's right is at the image's left, as in every
-    medgen image. `spacing_mm` is the pixel spacing at the detector; unknown, a 350 mm field is assumed, because the attribute is
-    required. `description` (free text, e.g. the prompt) goes to Image Comments. The bytes depend on the arguments only. Raises
-    `DicomError` for other pixels.
+    `model` is the generator's name, `model_hash` that of its weights or code. UIDs and bytes follow from the arguments alone;
+    equal `study_id` under the same model and seed is one DICOM study. The patient's right is at the image's left, as in every
+    medgen image. `pixel_spacing_mm` is the spacing at the detector; unknown, a 350 mm field is assumed, because the attribute is
+    required. `description` (free text, e.g. the prompt) goes to Image Comments. Raises `DicomError` for other pixels.
     """
     path = Path(path)
     if image.dtype != np.uint16 or image.ndim != 2:
         raise DicomError(f"{path}: write_dx needs [H, W] uint16, not {list(image.shape)} {image.dtype}")
+    origin = _Origin(model, model_hash, seed, study_id, record_id)
     dataset = Dataset()
-    _patient_and_study(dataset, origin, patient_id, study or origin.case, age_years, sex)
-    _series_and_equipment(dataset, origin, study or origin.case, view)
+    _patient_and_study(dataset, origin, patient_id, age, sex)
+    _series_and_equipment(dataset, origin, view)
     _image_module(dataset, origin, view, description)
-    _pixels(dataset, image, spacing_mm)
+    _pixels(dataset, image, pixel_spacing_mm)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -202,27 +205,25 @@ def write_dx(
     return path
 
 
-def _patient_and_study(
-    dataset: Dataset, origin: SyntheticOrigin, patient_id: str, study: str, age_years: int | None, sex: str | None
-) -> None:
+def _patient_and_study(dataset: Dataset, origin: _Origin, patient_id: str, age: float | None, sex: str | None) -> None:
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.PatientName = f"SYNTHETIC^{patient_id[:50]}"
     dataset.PatientID = patient_id if patient_id.upper().startswith("SYN") else f"SYN-{patient_id}"
     dataset.PatientBirthDate, dataset.PatientSex = "", sex or ""
     dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "Synthetic image: no patient exists"
-    if age_years is not None:
-        dataset.PatientAge = f"{age_years:03d}Y"
-    dataset.StudyInstanceUID = SyntheticOrigin(origin.model, origin.model_hash, origin.seed, study).uid("study")
+    if age is not None:
+        dataset.PatientAge = f"{int(age):03d}Y"
+    dataset.StudyInstanceUID = origin.uid("study", origin.study_id)
     dataset.StudyDate = dataset.StudyTime = dataset.ReferringPhysicianName = dataset.StudyID = dataset.AccessionNumber = ""
     dataset.StudyDescription = "Synthetic chest radiograph"
 
 
-def _series_and_equipment(dataset: Dataset, origin: SyntheticOrigin, study: str, view: str) -> None:
+def _series_and_equipment(dataset: Dataset, origin: _Origin, view: str) -> None:
     dataset.Modality, dataset.PresentationIntentType = "DX", "FOR PRESENTATION"
-    dataset.SeriesInstanceUID = SyntheticOrigin(origin.model, origin.model_hash, origin.seed, study).uid(f"series {view}")
+    dataset.SeriesInstanceUID = origin.uid("series", origin.study_id, view)
     dataset.SeriesNumber, dataset.SeriesDescription = 1, f"Synthetic {view} chest"
     dataset.Manufacturer, dataset.ManufacturerModelName = "medgen", origin.model[:64]
-    dataset.DeviceSerialNumber, dataset.SoftwareVersions = origin.model_hash[:64], (origin.version or "unknown")[:64]
+    dataset.DeviceSerialNumber, dataset.SoftwareVersions = origin.model_hash[:64], f"medgen {__version__}"
     equipment = Dataset()
     equipment.Manufacturer, equipment.ManufacturerModelName = "medgen", origin.model[:64]
     equipment.SoftwareVersions = dataset.SoftwareVersions
@@ -231,8 +232,8 @@ def _series_and_equipment(dataset: Dataset, origin: SyntheticOrigin, study: str,
     dataset.ContributingEquipmentSequence = [equipment]
 
 
-def _image_module(dataset: Dataset, origin: SyntheticOrigin, view: str, description: str) -> None:
-    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, origin.uid("instance")
+def _image_module(dataset: Dataset, origin: _Origin, view: str, description: str) -> None:
+    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, origin.uid("instance", origin.record_id)
     dataset.SyntheticData = "YES"  # (0008,001C), PS3.3 C.12.1
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.DerivationDescription = f"Synthetic image: model {origin.model}, hash {origin.model_hash}, seed {origin.seed}"[:1024]

@@ -195,9 +195,7 @@ def _read_jsonl(path: Path, content: bytes) -> tuple[dict[str, Any], list[dict[s
             raise ManifestError(f"{path}, {where}: not a JSON object: {line[:80]!r}") from None
     header, rows = (lines[0], lines[1:]) if lines else ({}, [])
     if not isinstance(header, dict) or "medgen_manifest" not in header:
-        raise ManifestError(
-            f'{path}: the first line must be a header like {{"medgen_manifest": 1, "name": ..., "source": ...}}'
-        )
+        raise ManifestError(f'{path}: the first line must be a header like {{"medgen_manifest": 1, "name": ..., "source": ...}}')
     return header, rows
 
 

@@ -17,15 +17,17 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
-from medgen.data.dicom import DicomError, SyntheticOrigin, read_dicom, read_header, write_dx
+from medgen.data.dicom import DicomError, read_dicom, read_header, write_dx
 
-ORIGIN = SyntheticOrigin("digital-chest", "ab" * 32, 3, "case-1", "0.1.0")
+ORIGIN: dict[str, Any] = {
+    "patient_id": "p1", "study_id": "s1", "record_id": "case-1", "model": "digital-chest", "model_hash": "ab" * 32, "seed": 3
+}  # fmt: skip
 RAMP = np.linspace(0, 4095, 48 * 64).round().astype(np.uint16).reshape(48, 64)
 
 
 def film(path: Path, pixels: NDArray[Any] = RAMP, **attributes: Any) -> Path:
     """A DX file as a vendor writes it: 12 bits in 16, no window unless `attributes` say so."""
-    write_dx(path, pixels.astype(np.uint16), ORIGIN, patient_id="p1")
+    write_dx(path, pixels.astype(np.uint16), **ORIGIN)
     dataset = pydicom.dcmread(path)
     for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation"):
         delattr(dataset, name)
@@ -202,7 +204,7 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
 
 def test_written_dx_says_that_it_is_synthetic_and_reads_back(tmp_path: Path) -> None:
     image = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    path = write_dx(tmp_path / "a.dcm", image, ORIGIN, patient_id="p1", view="AP", age_years=61, sex="F", description="Effusion.")
+    path = write_dx(tmp_path / "a.dcm", image, **ORIGIN, view="AP", age=61.5, sex="F", description="Effusion.")
     header = read_header(path)
     assert header.SyntheticData == "YES" and header.ImageType[0] == "DERIVED" and header.PatientID == "SYN-p1"
     assert "seed 3" in header.DerivationDescription and "ab" * 32 in header.DerivationDescription
@@ -213,8 +215,8 @@ def test_written_dx_says_that_it_is_synthetic_and_reads_back(tmp_path: Path) -> 
 
 
 def test_written_bytes_follow_from_the_origin(tmp_path: Path) -> None:
-    other = SyntheticOrigin("digital-chest", "ab" * 32, 4, "case-1", "0.1.0")
-    files = [write_dx(tmp_path / f"{i}.dcm", RAMP, o, patient_id="p1") for i, o in enumerate((ORIGIN, ORIGIN, other))]
+    other = {**ORIGIN, "seed": 4}
+    files = [write_dx(tmp_path / f"{i}.dcm", RAMP, **origin) for i, origin in enumerate((ORIGIN, ORIGIN, other))]
     first, again, third = (path.read_bytes() for path in files)
     assert first == again != third
     uids = [read_header(path).SOPInstanceUID for path in files]
@@ -223,14 +225,14 @@ def test_written_bytes_follow_from_the_origin(tmp_path: Path) -> None:
 
 def test_only_uint16_is_written(tmp_path: Path) -> None:
     with pytest.raises(DicomError, match="uint16"):
-        write_dx(tmp_path / "a.dcm", RAMP.astype(np.float32), ORIGIN, patient_id="p1")
+        write_dx(tmp_path / "a.dcm", RAMP.astype(np.float32), **ORIGIN)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
 @pytest.mark.parametrize("view", ["PA", "AP"])
 def test_dciodvfy_accepts_written_dx(tmp_path: Path, view: Any) -> None:
-    path = write_dx(tmp_path / "a.dcm", RAMP, ORIGIN, patient_id="p1", view=view, age_years=61, sex="F")
+    path = write_dx(tmp_path / "a.dcm", RAMP, **ORIGIN, view=view, age=61.5, sex="F")
     said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
     # Its dictionary is older than Synthetic Data (0008,001C), which the standard gained in 2023.
     errors = [

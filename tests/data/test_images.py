@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medgen.data.dicom import SyntheticOrigin, write_dx
+from medgen.data.dicom import write_dx
 from medgen.data.images import ImageError, ImagePreprocessing, load_image, preprocess
 
 RAMP = np.linspace(0, 1, 40 * 60).reshape(40, 60)
@@ -22,9 +22,8 @@ def test_every_format_gives_the_same_values(tmp_path: Path) -> None:
     Image.fromarray(eight).save(tmp_path / "8.jpg", quality=95)
     Image.fromarray(sixteen).save(tmp_path / "16.png")
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
-    origin = SyntheticOrigin("m", "h", 0, "c")
-    write_dx(tmp_path / "dx.dcm", sixteen, origin, patient_id="p")
-    write_dx(tmp_path / "dx_without_suffix", sixteen, origin, patient_id="p")
+    for name in ("dx.dcm", "dx_without_suffix"):
+        write_dx(tmp_path / name, sixteen, patient_id="p", study_id="s", record_id="r", model="m", seed=0)
     expected = torch.from_numpy(RAMP * 2 - 1).float()[None]
     for path in sorted(tmp_path.iterdir()):
         image = load_image(path)
