@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from medgen.config import Config, ConfigError, save_config
+from medgen.config import Config, ConfigError, load_config, save_config
 from medgen.tasks.base import TrainConfig
 
 # These change what is told or kept, not what is learned.
@@ -26,9 +25,10 @@ def open_folder(config: TrainConfig, run_config: Config) -> None:
         if (config.out / "checkpoints").exists():
             raise ConfigError(f"{config.out} holds checkpoints but no config.yaml: choose another train.out")
         config.out.mkdir(parents=True, exist_ok=True)
-        save_config(run_config, path)
+        _write(run_config, path)
         return
-    before, now = _flat(yaml.safe_load(path.read_text())), _flat(run_config.model_dump(mode="json"))
+    before = _flat(load_config(type(run_config), path).model_dump(mode="json"))
+    now = _flat(run_config.model_dump(mode="json"))
     free = _FREE | ({"train.steps"} if config.schedule.startswith("constant") else set())
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in free)
     if differing:
@@ -37,7 +37,14 @@ def open_folder(config: TrainConfig, run_config: Config) -> None:
             f"{config.out} was made by another configuration:\n" + "\n".join(lines)
             + "\nChoose another train.out, or take these values back to continue it"
         )
-    save_config(run_config, path)
+    if before != now:
+        _write(run_config, path)
+
+
+def _write(run_config: Config, path: Path) -> None:
+    temporary = path.with_name(".config.yaml.tmp")
+    save_config(run_config, temporary)
+    temporary.replace(path)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError, save_config
@@ -170,7 +170,7 @@ class Trainer:
         if self.bad_in_a_row >= self.config.max_nonfinite:
             raise NonFiniteError(
                 f"{self.bad_in_a_row} steps in a row were not finite (last: step {self.step}); the samples are named in "
-                f"{self.config.out / 'metrics.jsonl'}. If the data are sound, lower train.learning_rate, or use bf16 instead of fp16"
+                f"{self.config.out / 'metrics.jsonl'}. If the data are sound, lower train.learning_rate, or use bf16, not fp16"
             )
         return {"stop": stop} if bad else {"stop": stop, **values}
 
@@ -261,6 +261,8 @@ class Trainer:
         order = SampleOrder(len(self.validation), self.config.seed, self.config.batch_size, 0, self.rank, self.world)
         count = min(self.config.validation_batches, -(-len(self.validation) // (self.config.batch_size * self.world)))
         batches = iter(loader(self.validation, order, self.task.collate, 0, False))
+        if self.world > 1:
+            broadcast([buffer for module in self.modules.values() for buffer in module.buffers()])  # running statistics are local
         sums: dict[str, Tensor] = {}
         for number in range(count):
             batch = move(next(batches), self.device)

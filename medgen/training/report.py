@@ -29,14 +29,15 @@ class Reporter:
         self.main, self.config = main, config
         self._started = self._printed = time.monotonic()
         self._first = step
+        self._board: Any = None
+        self._wandb: Any = None
+        self._live: Progress | None = None
         if not main:
             return
         path = config.out / "metrics.jsonl"
         self._file = path.open("ab")
         # Lines written after the checkpoint belong to steps that are about to be taken again.
         self._file.truncate(min(metrics_bytes, path.stat().st_size))
-        self._board: Any = None
-        self._wandb: Any = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -49,7 +50,6 @@ class Reporter:
                 config=run_config.model_dump(mode="json"),
             )
         self._console = Console(stderr=True)
-        self._live: Progress | None = None
         if self._console.is_terminal:
             self._live = Progress(
                 TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
