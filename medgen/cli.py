@@ -1,0 +1,148 @@
+"""The `medgen` command: a table of verbs, each the function that does the work, imported only when it is called.
+
+`medgen --help` answers without importing torch; a wrong verb or option names the nearest right one; our own errors are one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """What a verb is for, and its function ("module:name", or one of this file); options and their help are the function's own."""
+
+    summary: str
+    function: str | Callable[..., Any]
+
+
+def train(task: str, overrides: Sequence[str], config: Path) -> None:
+    """Train from a recipe; the same command again resumes. Many processes: `accelerate launch train/<task>.py --config ...`.
+
+    Further words `section.field=value` override any field of the recipe, for example `train.steps=200 train.out=runs/try`.
+
+    Args:
+        config: the recipe, one of configs/<task>/*.yaml.
+    """
+    from medgen.training.run import run
+
+    run(task, config, overrides)
+
+
+VERBS = {
+    "doctor": Verb("what this machine can do, and what each recipe would need", "medgen.doctor:doctor"),
+    "demo": Verb("sample, fine-tune, resume and evaluate the shipped pipeline; leaves one page to open", "medgen.demo:demo"),
+    "digital chest": Verb("make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"),
+    "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
+    "data check": Verb("check a manifest and every image it names", "medgen.data.build:check"),
+    "train autoencoder": Verb("train a KL autoencoder on a manifest's images", train),
+    "train text-encoder": Verb("train a small text encoder with its own tokenizer", train),
+    "train classifier": Verb("train a finding classifier (judge and feature encoder)", train),
+    "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
+    "sample text-to-cxr": Verb("sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"),
+    "evaluate text-to-cxr": Verb("measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"),
+    "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
+    "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
+    "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code: 0 done, 1 a bug (with traceback), 2 a mistake in what was asked, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words[:1] == ["--version"]:
+        from medgen import __version__
+
+        print(f"medgen {__version__}")
+        return 0
+    name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in VERBS), None)
+    if name is None:
+        return _no_such_verb([word for word in words if word not in ("-h", "--help")])
+    try:
+        return _call(name, words[len(name.split()) :])
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `medgen ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        expected = _is_the_callers_mistake(error)
+        if debug or not expected:
+            traceback.print_exc()
+        else:
+            print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
+        return 2 if expected else 1
+
+
+def _call(name: str, words: list[str]) -> int:
+    import tyro
+
+    function = VERBS[name].function
+    if isinstance(function, str):
+        module, _, attribute = function.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
+    elif function is train:
+        overrides = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
+        words = [word for word in words if word not in overrides]
+        function = partial(train, name.split()[1], overrides)
+    result = tyro.cli(function, prog=f"medgen {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
+    if isinstance(result, int):
+        return result
+    if result is not None:
+        print(result)
+    return 0
+
+
+def _is_the_callers_mistake(error: Exception) -> bool:
+    """A file that is not there, or an error that medgen raised on purpose; anything else is a bug and shows its traceback."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    raised_in = "" if innermost is None else str(innermost.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, ValueError | RuntimeError | MemoryError) and raised_in.split(".")[0] == "medgen"
+
+
+def _no_such_verb(words: list[str]) -> int:
+    """The overview for `medgen` and `medgen train`; otherwise the nearest verb and exit code 2."""
+    below = {name: verb for name, verb in VERBS.items() if words and name.split()[0] == words[0]}
+    if not words or (below and len(words) == 1):
+        print(_overview(below or VERBS))
+        return 0
+    asked = " ".join(words[:2])
+    first = dict.fromkeys(name.split()[0] for name in VERBS)
+    near = difflib.get_close_matches(asked, VERBS, 1, 0.6) or difflib.get_close_matches(words[0], first, 1, 0.5)
+    hint = f"did you mean `medgen {near[0]}`?" if near else "`medgen --help` lists what there is"
+    print(f"error: there is no `medgen {asked}`; {hint}", file=sys.stderr)
+    return 2
+
+
+def _overview(verbs: dict[str, Verb]) -> str:
+    width = max(map(len, verbs)) + 2
+    return "\n".join(
+        [
+            "medgen: latent diffusion for medicine. Text to chest X-ray, disease progression, ECG to echocardiogram.",
+            "",
+            "usage: medgen VERB [--options] [section.field=value ...]",
+            "",
+            *(f"  {name:<{width}}{verb.summary}" for name, verb in verbs.items()),
+            "",
+            "`medgen VERB --help` shows a verb's options, --debug shows tracebacks, --version the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
