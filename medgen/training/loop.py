@@ -149,9 +149,14 @@ class Trainer:
     def _step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float] | None:
         """Accumulate, check, update. Returns the step's means over micro batches and ranks; None if stopped before the update."""
         logs: dict[str, list[Tensor]] = {}
+        for trained in self.trained:
+            trained.remember_buffers()
         for part in range(self.config.accumulate):
             if STOP.requested and self.world == 1:
-                return None  # the partial gradients are dropped: the checkpoint is the last step, this one will be taken again
+                # What this step has done so far is dropped: the checkpoint is of the last step, this one will be taken again.
+                for trained in self.trained:
+                    trained.undo_buffers()
+                return None
             batch = move(next(batches), self.device)
             with self.accelerator.accumulate(*(trained.wrapped for trained in self.trained)):
                 for name, value in self._backward(batch, self.step * self.config.accumulate + part):
@@ -225,6 +230,7 @@ class Trainer:
         shown = ", ".join(guilty[:8]) + (f" and {len(guilty) - 8} more" if len(guilty) > 8 else "")
         self.report.say(f"step {self.step + 1}: the loss or its gradient is not finite, no update applied; samples: {shown}")
         for trained in self.trained:
+            trained.undo_buffers()
             trained.optimizer.zero_grad(set_to_none=True)
             if self.accelerator.scaler is not None:
                 trained.optimizer.step()  # without gradients: only the loss scale moves

@@ -50,6 +50,7 @@ class TrainedModule:
             config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
         )
         self.wrapped, self.optimizer = accelerator.prepare(LossModule(task, name, self.module, others), optimizer)
+        self._kept_buffers: list[Tensor] = []
         self.ema: EMAModel | None = None
         if config.ema and name not in config.ema.exclude:
             self.ema = EMAModel(
@@ -86,6 +87,15 @@ class TrainedModule:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(list[Tensor](self.parameters()), kept)
+
+    def remember_buffers(self) -> None:
+        """Keep the running statistics as they are before a step: its forward passes move them, even if it is not applied."""
+        self._kept_buffers = [buffer.detach().clone() for buffer in self.module.buffers()]
+
+    def undo_buffers(self) -> None:
+        """Put the running statistics back to where `remember_buffers` saw them."""
+        for buffer, kept in zip(self.module.buffers(), self._kept_buffers):
+            buffer.copy_(kept)
 
     def update(self) -> bool:
         """Apply the gradients; false where fp16 loss scaling found an overflow and skipped the step."""

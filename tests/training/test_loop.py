@@ -26,7 +26,7 @@ def test_kill_9_at_ten_random_moments(world: int, tmp_path: Path, uninterrupted:
     kills = 0
     while kills < 10:
         launch = Launch(settings, world)
-        time.sleep(duration * moments.uniform(0.4, 1.0))
+        time.sleep(duration * moments.uniform(0.5, 1.0))
         launch.signal(signal.SIGKILL)
         launch.wait()
         kills += 1
@@ -96,7 +96,7 @@ def test_nan_applies_no_update_names_the_sample_and_goes_on(world: int, tmp_path
     tensors, lines = final_state(settings.train.out)
     bad = [line for line in lines if line["kind"] == "nonfinite"]
     assert bad and all(line["ids"] == ["point-7"] for line in bad)
-    assert all(value.isfinite().all() for name, value in tensors.items() if "running" not in name)
+    assert all(value.isfinite().all() for value in tensors.values())  # running statistics included
     updates = tensors["optimizer/model.safetensors:0.weight:step"].item()
     assert updates == 4 - len(bad)
 
