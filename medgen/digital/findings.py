@@ -53,7 +53,7 @@ def pleural_effusion(body: Body, f: Finding) -> Edit:
 def pneumothorax(body: Body, f: Finding) -> Edit:
     """Air between chest wall and lung, widest at the apex, bounded by a thin visceral line; the lung shrinks and darkens less."""
     side = f.side or "left"
-    y, z, x = body.axes_mm
+    _, z, x = body.axes_mm
     lung = body.lungs[side]
     centre = _centroid(body, lung)
     outward = SIGN[side] * (x - centre[2]) / 70 - (z - centre[1]) / 75  # lateral and up, not towards hilum or diaphragm
@@ -64,9 +64,9 @@ def pneumothorax(body: Body, f: Finding) -> Edit:
     kept = 1 - _ml(body, weight) / max(_ml(body, lung.float()), 1e-6)
     collapsed = -1000 + (body.hu + 1000) / max(kept, 0.4)  # the same tissue in less room
     body.hu = torch.where(lung & (body.hu < -500), collapsed.clamp(max=-300), body.hu)
-    pleural_edge = body.hu > -500  # partial volume with the chest wall: part of the wall
-    body.hu = torch.where(pleural_edge, body.hu, torch.lerp(body.hu, torch.full_like(body.hu, -1000.0), weight))
-    body.hu = torch.maximum(body.hu, torch.lerp(torch.full_like(body.hu, -1000.0), torch.full_like(body.hu, -420.0), line))
+    wall = (body.hu > -500) & (body.pleura_mm < 4)  # partial volume with the chest wall stays wall
+    body.hu = torch.where(wall, body.hu, torch.lerp(body.hu, torch.full_like(body.hu, -1000.0), weight))
+    body.hu = torch.maximum(body.hu, torch.lerp(torch.full_like(body.hu, -1000.0), torch.full_like(body.hu, -300.0), line))
     return Edit(weight, {"ml": _ml(body, weight), "rim_mm": float((reach * lung).max()), "lung_fraction": 1 - kept})
 
 
@@ -122,7 +122,11 @@ def atelectasis(body: Body, f: Finding) -> Edit:
         lobe = (body.label == _lobe(f)) & lung
         # a lobe collapses towards the hilum: what is far from the midline stays aerated by its neighbours
         medial = torch.sigmoid(((36 + 44 * f.severity) - x.abs()) / 7)
-        away = torch.sigmoid((z - 8 + 30 * (1 - f.severity)) / 9) if f.lobe == "lower" else torch.sigmoid((-35 + 30 * f.severity - z) / 9)
+        away = (
+            torch.sigmoid((z - 8 + 30 * (1 - f.severity)) / 9)
+            if f.lobe == "lower"
+            else torch.sigmoid((-35 + 30 * f.severity - z) / 9)
+        )
         weight = lobe * medial * away
         body.hu = torch.lerp(body.hu, torch.full_like(body.hu, SOFT_TISSUE_HU), weight * (0.75 + 0.25 * f.severity))
         return Edit(weight, {"ml": _ml(body, weight)})
@@ -135,7 +139,9 @@ def atelectasis(body: Body, f: Finding) -> Edit:
         middle = base - 8 - 15 * k - 6 * r[1]
         bow = 0.0012 * (x - SIGN[side] * 65) ** 2
         plate = torch.exp(-(((z - middle - tilt * (x - SIGN[side] * 65) - bow) / (1.8 + 1.4 * f.severity)) ** 2))
-        inner = torch.exp(-(((x - SIGN[side] * (58 + 20 * r[2])) / (26 + 16 * f.severity)) ** 4)) * torch.exp(-((y - 5) / 60) ** 4)
+        inner = torch.exp(-(((x - SIGN[side] * (58 + 20 * r[2])) / (26 + 16 * f.severity)) ** 4)) * torch.exp(
+            -(((y - 5) / 60) ** 4)
+        )
         weight = torch.maximum(weight, plate * inner)
     weight = weight * lung
     body.hu = torch.lerp(body.hu, torch.full_like(body.hu, -180.0), weight)
@@ -164,9 +170,15 @@ def add_breasts(body: Body, radius_mm: float) -> None:
     front = float(y.flatten()[int(skin.argmax())])
     weight = torch.zeros_like(body.hu)
     for side in SIGN.values():
-        r2 = ((x - side * 72) / (radius_mm + 28)) ** 2 + ((z - 30) / (radius_mm + 26)) ** 2 + ((y - front - 8) / (radius_mm + 6)) ** 2
+        r2 = (
+            ((x - side * 72) / (radius_mm + 28)) ** 2
+            + ((z - 30) / (radius_mm + 26)) ** 2
+            + ((y - front - 8) / (radius_mm + 6)) ** 2
+        )
         weight = torch.maximum(weight, torch.sigmoid((1 - r2) / 0.12))
-    body.hu = torch.where((body.label == 0) & (body.hu < -400), torch.lerp(body.hu, torch.full_like(body.hu, -40.0), weight), body.hu)
+    body.hu = torch.where(
+        (body.label == 0) & (body.hu < -400), torch.lerp(body.hu, torch.full_like(body.hu, -40.0), weight), body.hu
+    )
 
 
 def _lobe(f: Finding) -> int:

@@ -6,11 +6,13 @@ Everything is drawn from seeds and everything that is drawn is recorded, so that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from medgen.seeds import stable_seed
 
+FilmView = Literal["PA", "AP"]
 SIDED = ("pleural_effusion", "pneumothorax", "consolidation", "nodule", "atelectasis")
 
 
@@ -21,7 +23,7 @@ class Patient:
     patient_id: str
     seed: int
     age: float  # years
-    sex: str  # "F" or "M"
+    sex: Literal["F", "M"]
     scale: tuple[float, float, float]  # depth, height, width
     heart_scale: float
     breast_mm: float
@@ -45,7 +47,7 @@ class Finding:
 class Acquisition:
     """How the film was taken. None of this is disease."""
 
-    view: str  # "PA" or "AP"
+    view: FilmView
     rotation_deg: float = 0.0  # about the patient's long axis
     tilt_deg: float = 0.0  # in the plane of the film
     inspiration_mm: float = 0.0  # diaphragm below its position in the CT
@@ -70,7 +72,7 @@ def draw_patient(seed: int, index: int) -> Patient:
     """Patient number `index` of the population `seed`."""
     key = stable_seed("digital chest", "patient", seed, index)
     rng = np.random.default_rng(key)
-    sex = "F" if rng.random() < 0.5 else "M"
+    sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
     size = rng.normal(1.0 if sex == "M" else 0.95, 0.035)
     return Patient(
         patient_id=f"D{seed:03d}-{index:06d}",
@@ -93,7 +95,16 @@ def draw_findings(seed: int, normal: float = 0.18) -> tuple[Finding, ...]:
     rng = np.random.default_rng(stable_seed("digital chest", "findings", seed))
     if rng.random() < normal:
         return ()
-    kinds = ["pleural_effusion", "pneumothorax", "consolidation", "nodule", "cardiomegaly", "edema", "atelectasis", "hyperinflation"]
+    kinds = [
+        "pleural_effusion",
+        "pneumothorax",
+        "consolidation",
+        "nodule",
+        "cardiomegaly",
+        "edema",
+        "atelectasis",
+        "hyperinflation",
+    ]
     chosen = rng.choice(kinds, size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False)
     excluded = {"hyperinflation": {"edema", "atelectasis", "cardiomegaly"}, "pneumothorax": {"atelectasis"}}
     findings: list[Finding] = []
@@ -107,7 +118,7 @@ def draw_findings(seed: int, normal: float = 0.18) -> tuple[Finding, ...]:
 def _draw_finding(name: str, rng: np.random.Generator) -> list[Finding]:
     def one(side: str | None) -> Finding:
         lobe, diameter, linear = None, None, False
-        severity = float(rng.uniform(0.12, 1.0))
+        severity = float(rng.uniform(0.25 if name == "pneumothorax" else 0.12, 1.0))
         if name in ("consolidation", "nodule"):
             lobe = str(rng.choice(["upper", "lower"] if side == "left" else ["upper", "middle", "lower"]))
         elif name == "atelectasis":
@@ -124,7 +135,7 @@ def _draw_finding(name: str, rng: np.random.Generator) -> list[Finding]:
     return [one(side) for side in (("right", "left") if both else (str(rng.choice(["right", "left"])),))]
 
 
-def draw_acquisition(seed: int, view: str) -> Acquisition:
+def draw_acquisition(seed: int, view: FilmView) -> Acquisition:
     """Pose, breath and exposure of one film. Portable AP films vary more."""
     rng = np.random.default_rng(stable_seed("digital chest", "acquisition", seed, view))
     loose = 1.0 if view == "PA" else 1.6

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from medgen.digital.patient import Acquisition
-from medgen.digital.warps import FIELD_MM, Body, axis_mm
+from medgen.digital.warps import FIELD_MM, axis_mm
 from medgen.seeds import generator
 
 WATER_PER_MM = 0.0195  # linear attenuation of water near 70 keV effective (NIST XCOM: 0.193 /cm)
@@ -22,21 +22,19 @@ def attenuation(hu: torch.Tensor) -> torch.Tensor:
     return WATER_PER_MM * (relative + 0.2 * (hu - 150).clamp(0, 1200) / 1000)
 
 
-def project(volumes: torch.Tensor, body: Body, view: str) -> torch.Tensor:
-    """Line integrals along the rays of `view` for volumes [B,Y,Z,X] on the body's grid -> [B,Z,X], times mm.
+def project(volumes: torch.Tensor, spacing_mm: tuple[float, float, float], view: str) -> torch.Tensor:
+    """Line integrals along the rays of `view` for volumes [B,Y,Z,X] with `spacing_mm` -> [B,Z,X], in the volumes' unit times mm.
 
     The rays of a cone beam meet each coronal slice magnified by its distance to the detector, so a projection is a sum of
     rescaled slices (shear-warp factorisation, Lacroute & Levoy 1994), and rescaling is two matrix products.
     """
-    rows, columns = _rescaling(tuple(volumes.shape[1:]), body.spacing_mm, view)  # type: ignore[arg-type]
+    rows, columns = _rescaling(tuple(volumes.shape[1:]), spacing_mm, view)
     scaled = torch.matmul(torch.matmul(rows, volumes), columns)
-    return scaled.sum(1) * body.spacing_mm[0]
+    return scaled.sum(1) * spacing_mm[0]
 
 
 @lru_cache(maxsize=32)
-def _rescaling(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], view: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rescaling(shape: tuple[int, int, int], spacing: tuple[float, float, float], view: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Interpolation matrices [Y,Z,Z] and [Y,X,X]: film pixel <- voxel, one pair for every depth."""
     depth = axis_mm(shape[0], spacing[0])
     to_detector = depth - depth[0] if view == "PA" else depth[-1] - depth  # PA: the detector touches the chest's front
@@ -65,7 +63,11 @@ def develop(integral: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
     noise = torch.randn(integral.shape, generator=generator("film noise", acquisition.seed))
     tone = tone + acquisition.noise * (128 / size) ** -0.5 * noise
     # a film never clips abruptly: shoulder and toe
-    return torch.where(tone > 0.85, 0.85 + 0.15 * torch.tanh((tone - 0.85) / 0.15), torch.where(tone < 0.1, 0.1 * torch.exp((tone - 0.1) / 0.1), tone)).clamp(0, 1)
+    return torch.where(
+        tone > 0.85,
+        0.85 + 0.15 * torch.tanh((tone - 0.85) / 0.15),
+        torch.where(tone < 0.1, 0.1 * torch.exp((tone - 0.1) / 0.1), tone),
+    ).clamp(0, 1)
 
 
 def _blur(image: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from medgen.digital.anatomy import HEART, LEFT_LUNG, RIGHT_LUNG, Anatomy
+from medgen.digital.anatomy import LEFT_LUNG, RIGHT_LUNG, Anatomy
 from medgen.digital.patient import Acquisition, Finding, Patient
 from medgen.seeds import generator
 
@@ -65,10 +65,13 @@ def warp(anatomy: Anatomy, patient: Patient, findings: tuple[Finding, ...], acqu
     origin, step = torch.tensor(anatomy.origin_mm), torch.tensor(anatomy.spacing_mm)
     extent = torch.tensor(anatomy.hu.shape) - 1
     grid = (((source - origin) / step) / extent * 2 - 1).flip(-1)  # grid_sample wants x, z, y in [-1, 1]
-    grid = F.interpolate(grid.permute(3, 0, 1, 2)[None], size=shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)[None]
-    smooth = torch.stack([anatomy.hu, anatomy.pleura_mm])[None]
-    hu, pleura = F.grid_sample(smooth, grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
-    label = F.grid_sample(anatomy.label[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=True)[0, 0]
+    grid = F.interpolate(grid.permute(3, 0, 1, 2)[None], size=shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)[
+        None
+    ]
+    hu, pleura = F.grid_sample(anatomy.smooth, grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    label = F.grid_sample(anatomy.label[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=True)[
+        0, 0
+    ]
     return Body(hu, label.to(torch.uint8), pleura, spacing)
 
 
@@ -97,7 +100,9 @@ def _smooth_field(shape: torch.Size, patient: Patient) -> torch.Tensor:
     noise = torch.randn(1, 3, 5, 6, 6, generator=generator("deformation", patient.seed))
     field = F.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[0]
     for axis in (1, 2, 3):  # trilinear interpolation has creases: smooth them out
-        field = F.avg_pool3d(field[None], [1 + 4 * (axis == a) for a in (1, 2, 3)], 1, [2 * (axis == a) for a in (1, 2, 3)], False, False)[0]
+        field = F.avg_pool3d(
+            field[None], [1 + 4 * (axis == a) for a in (1, 2, 3)], 1, [2 * (axis == a) for a in (1, 2, 3)], False, False
+        )[0]
     return field * patient.deformation_mm * torch.tensor([0.8, 1.0, 1.0]).view(3, 1, 1, 1)
 
 
@@ -142,7 +147,7 @@ def _scale_heart(points: torch.Tensor, anatomy: Anatomy, patient: Patient, findi
             scale *= 1.16 + 0.42 * f.severity
         elif f.name == "hyperinflation":
             scale *= 1 - 0.1 * f.severity
-    centre = anatomy.centre_mm(HEART)
+    centre = anatomy.heart_centre_mm
     offset = points - centre
     reach = torch.tensor([75.0, 75.0, 95.0]) * max(scale, 1.0)
     near = (1 - ((offset / reach) ** 2).sum(-1)).clamp(0, 1)

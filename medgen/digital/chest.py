@@ -1,0 +1,277 @@
+"""Digital chest patients, from a seed to films, reports, masks and truth, written as a manifest like any other data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from medgen import __version__
+from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, Split, write_manifest
+from medgen.digital.anatomy import HEART, VERSION, Anatomy, load_anatomy
+from medgen.digital.findings import Edit, add_breasts, apply_finding
+from medgen.digital.patient import Acquisition, FilmView, Study, draw_acquisition, draw_findings, draw_patient
+from medgen.digital.projection import attenuation, develop, project
+from medgen.digital.reports import write_report
+from medgen.digital.warps import FIELD_MM, Body, warp
+from medgen.seeds import stable_seed
+
+SPLIT_SHARES: tuple[tuple[Split, float], ...] = (("train", 0.8), ("val", 0.1), ("test", 0.1))
+MASK_MM = 2.0  # a pixel belongs to a finding when the ray passes through at least this much of it
+
+
+@dataclass(frozen=True)
+class Film:
+    """One film. image [H,W] float32 in [0,1]; mask [H,W] uint8, bit k set where FINDINGS[k] is; truth as in the manifest."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    truth: dict[str, float]
+    acquisition: Acquisition
+
+
+def draw_study(seed: int, index: int, views: Sequence[FilmView] = ("PA", "AP")) -> Study:
+    """The study of patient `index` in population `seed`: one person, one day, one film per view of the same body."""
+    patient = draw_patient(seed, index)
+    findings = draw_findings(stable_seed(seed, index))
+    pose = draw_acquisition(stable_seed(seed, index), views[0])
+    # both films are taken in the same breath: pose and inspiration are shared, exposure and noise are not
+    acquisitions = tuple(
+        replace(draw_acquisition(stable_seed(seed, index), view), rotation_deg=pose.rotation_deg, tilt_deg=pose.tilt_deg,
+                inspiration_mm=pose.inspiration_mm, shift_mm=pose.shift_mm)
+        for view in views
+    )  # fmt: skip
+    return Study(patient, f"{patient.patient_id}-s1", findings, acquisitions)
+
+
+def render(study: Study, size: int = 128, anatomy: Anatomy | None = None) -> list[Film]:
+    """Films of `study`, `size` pixels square: the body is warped and edited once per pose and projected for each view."""
+    anatomy = anatomy or _anatomy(size)
+    films: list[Film] = []
+    body: Body | None = None
+    edits: dict[str, list[Edit]] = {}
+    posed: tuple[object, ...] = ()
+    for acquisition in study.acquisitions:
+        pose = (acquisition.rotation_deg, acquisition.tilt_deg, acquisition.inspiration_mm, acquisition.shift_mm)
+        if body is None or pose != posed:
+            body, edits = _edited_body(study, acquisition, size, anatomy)
+            posed = pose
+        films.append(_film(study, body, edits, acquisition))
+    return films
+
+
+@lru_cache(maxsize=2)
+def _anatomy(size: int) -> Anatomy:
+    return load_anatomy(size)
+
+
+def _edited_body(study: Study, acquisition: Acquisition, size: int, anatomy: Anatomy) -> tuple[Body, dict[str, list[Edit]]]:
+    body = warp(anatomy, study.patient, study.findings, acquisition, size)
+    add_breasts(body, study.patient.breast_mm)
+    edits: dict[str, list[Edit]] = {}
+    # lung tissue first, then what lies in it, then what replaces it
+    order = ("hyperinflation", "edema", "atelectasis", "consolidation", "nodule", "pleural_effusion", "pneumothorax")
+    for finding in sorted((f for f in study.findings if f.name in order), key=lambda f: order.index(f.name)):
+        edit = apply_finding(body, finding)
+        if edit is not None:
+            edits.setdefault(finding.name if finding.side is None else f"{finding.name}_{finding.side}", []).append(edit)
+    return body, edits
+
+
+def _film(study: Study, body: Body, edits: dict[str, list[Edit]], acquisition: Acquisition) -> Film:
+    image = develop(project(attenuation(body.hu)[None], body.spacing_mm, acquisition.view)[0], acquisition)
+    rays = _thickness(body, edits, acquisition.view)
+    mask = torch.zeros(image.shape, dtype=torch.uint8)
+    truth: dict[str, float] = {}
+    for (name, group), thickness in zip(edits.items(), rays[2:], strict=True):
+        kind = next(k for k in FINDINGS if name.startswith(k))
+        mask |= (thickness > MASK_MM).to(torch.uint8) << FINDINGS.index(kind)
+        for unit in group[0].numbers:
+            truth[f"{name}_{unit}"] = round(sum(e.numbers[unit] for e in group), 3)
+    if any(f.name == "cardiomegaly" for f in study.findings):
+        mask |= (rays[0] > MASK_MM).to(torch.uint8) << FINDINGS.index("cardiomegaly")
+    truth["cardiothoracic_ratio"] = round(cardiothoracic_ratio(rays[0] > MASK_MM, rays[1] > MASK_MM), 4)
+    for finding in study.findings:
+        key = finding.name if finding.side is None else f"{finding.name}_{finding.side}"
+        truth[f"{key}_severity"] = round(max(finding.severity, truth.get(f"{key}_severity", 0.0)), 4)
+    return Film(image.numpy(), mask.numpy(), truth, acquisition)
+
+
+def _thickness(body: Body, edits: dict[str, list[Edit]], view: str) -> torch.Tensor:
+    """How many mm of heart, lungs and each edit every ray crosses: [2+E,H,W]. Projected at half resolution, to save time."""
+    heart, lungs = body.label == HEART, body.lungs["left"] | body.lungs["right"]
+    weights = [torch.stack([e.weight for e in group]).sum(0) if len(group) > 1 else group[0].weight for group in edits.values()]
+    volumes = torch.cat([F.avg_pool3d(volume[None].float(), 2) for volume in (heart, lungs, *weights)])
+    y, z, x = body.spacing_mm
+    rays = project(volumes, (2 * y, 2 * z, 2 * x), view)
+    return F.interpolate(rays[None], size=body.hu.shape[1:], mode="bilinear")[0]
+
+
+def cardiothoracic_ratio(heart: torch.Tensor, lungs: torch.Tensor) -> float:
+    """Greatest width of the heart over greatest inner width of the thorax, both on the film ([H,W] bool)."""
+
+    def width(mask: torch.Tensor) -> float:
+        columns = mask.any(0).nonzero().flatten()
+        return float(columns[-1] - columns[0] + 1) if len(columns) else float("nan")
+
+    return width(heart) / width(lungs)
+
+
+def split_of(patient_id: str) -> Split:
+    """A patient's split: a pure function of the patient, so that more patients never move one across."""
+    share = stable_seed("split", patient_id) / 2**63
+    for name, part in SPLIT_SHARES:
+        if share < part:
+            return name
+        share -= part
+    return "test"
+
+
+def _write_study(task: tuple[int, int, int, tuple[FilmView, ...], str, bool]) -> list[CXRRecord]:
+    seed, index, size, views, out, dicom = task
+    torch.set_num_threads(1)
+    study = draw_study(seed, index, views)
+    findings, impression, labels = write_report(study)
+    folder = Path(out)
+    records = []
+    for film in render(study, size):
+        record_id = f"{study.study_id}-{film.acquisition.view.lower()}"
+        image = f"images/{record_id}.{'dcm' if dicom else 'png'}"
+        if dicom:
+            _write_dicom(folder / image, film, study, record_id)
+        else:
+            Image.fromarray((film.image * 255).round().astype(np.uint8)).save(folder / image)
+        Image.fromarray(film.mask).save(folder / f"masks/{record_id}.png")
+        records.append(_record(study, film, record_id, image, findings, impression, labels))
+    return records
+
+
+def _record(
+    study: Study, film: Film, record_id: str, image: str, findings: str, impression: str, labels: tuple[FindingLabel, ...]
+) -> CXRRecord:
+    return CXRRecord(
+        record_id=record_id,
+        patient_id=study.patient.patient_id,
+        study_id=study.study_id,
+        image=image,
+        view=film.acquisition.view,
+        findings=findings,
+        impression=impression,
+        split=split_of(study.patient.patient_id),
+        labels=labels,
+        age=study.patient.age,
+        sex=study.patient.sex,
+        truth=dict(film.truth),
+        extra={"mask": f"masks/{record_id}.png", "findings": [asdict(f) for f in study.findings]},
+    )
+
+
+def _write_dicom(path: Path, film: Film, study: Study, record_id: str) -> None:
+    from medgen.data.dicom import write_dx
+
+    write_dx(
+        path,
+        (film.image * 65535).round().astype(np.uint16),
+        patient_id=study.patient.patient_id,
+        study_id=study.study_id,
+        record_id=record_id,
+        model="medgen digital chest",
+        model_hash=f"{__version__}, anatomy {VERSION}",
+        seed=study.patient.seed,
+        view=film.acquisition.view,
+        age=study.patient.age,
+        sex=study.patient.sex,
+        pixel_spacing_mm=FIELD_MM / film.image.shape[0],
+    )
+
+
+def render_studies(
+    seed: int, patients: range, size: int, views: Sequence[FilmView], out: Path, dicom: bool = False, processes: int = 1
+) -> Iterator[list[CXRRecord]]:
+    """Render and write the studies of `patients`, in order, on `processes` cores."""
+    tasks = [(seed, index, size, tuple(views), str(out), dicom) for index in patients]
+    if processes <= 1:
+        yield from map(_write_study, tasks)
+        return
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_write_study, tasks, chunksize=4)
+
+
+def write_dataset(
+    out: Path,
+    n: int,
+    seed: int = 0,
+    size: int = 128,
+    views: Sequence[FilmView] = ("PA", "AP"),
+    dicom: bool = False,
+    processes: int | None = None,
+) -> Path:
+    """Write `n` films of digital patients below `out` and return the path of `manifest.parquet`.
+
+    The same command again continues where it stopped: finished studies are listed in `progress.jsonl`, which the manifest
+    replaces at the end. `size` is in pixels; `views` are taken of every patient; `processes` defaults to the cores there are.
+    """
+    from rich.progress import track
+
+    if n < 1 or size < 32 or not set(views) <= {"PA", "AP"}:
+        raise ValueError(
+            f"n must be at least 1 (got {n}), size at least 32 (got {size}), views among PA and AP (got {', '.join(views)})"
+        )
+    load_anatomy(size)  # before the workers start: they all find the cache
+    for name in ("images", "masks"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    settings = {"seed": seed, "size": size, "views": list(views), "dicom": dicom}
+    progress = out / "progress.jsonl"
+    done = _resume(progress, settings)
+    patients = range(len(done), -(-n // len(views)))
+    processes = processes or len(os.sched_getaffinity(0))
+    with progress.open("a") as log:
+        stream = render_studies(seed, patients, size, views, out, dicom, processes if len(patients) >= 16 else 1)
+        for records in track(stream, total=len(patients), description=f"digital patients, {n} films"):
+            log.write(json.dumps([asdict(r) for r in records]) + "\n")
+            log.flush()
+            done.append(records)
+    flat = [record for records in done for record in records][:n]
+    manifest = write_manifest(
+        flat, out / "manifest.parquet", name="digital-chest", source=f"medgen digital chest {json.dumps(settings)}"
+    )
+    _write_sheet([out / record.image for record in flat[:40]], out / "sheet.png")
+    progress.unlink()
+    return manifest
+
+
+def _write_sheet(images: list[Path], path: Path) -> None:
+    """The first films side by side, to look at."""
+    from torchvision.utils import make_grid, save_image
+
+    from medgen.data.images import load_image
+
+    save_image(make_grid([load_image(image, None) for image in images], nrow=8, normalize=True, value_range=(-1, 1)), path)
+
+
+def _resume(progress: Path, settings: dict[str, object]) -> list[list[CXRRecord]]:
+    if not progress.exists():
+        progress.write_text(json.dumps(settings) + "\n")
+        return []
+    lines = progress.read_text().split("\n")[:-1]  # a killed writer leaves at most one unfinished last line
+    if not lines or json.loads(lines[0]) != settings:
+        raise ValueError(
+            f"{progress} was begun with other settings ({lines[0] if lines else 'none'}): finish that run or use another --out"
+        )
+    progress.write_text("".join(line + "\n" for line in lines))
+    done = []
+    for line in lines[1:]:
+        rows = json.loads(line)
+        done.append([CXRRecord(**{**row, "labels": tuple(FindingLabel(**label) for label in row["labels"])}) for row in rows])
+    return done
