@@ -170,7 +170,8 @@ class CXRDataset(Dataset):
         if self.prompts is None:
             return ""
         try:
-            return report_to_prompt(record.findings, record.impression, record.view, self.prompts, self.count_tokens)
+            prompts = self.prompts.for_record(record.record_id)
+            return report_to_prompt(record.findings, record.impression, record.view, prompts, self.count_tokens)
         except ReportError as error:
             raise ReportError(f"record {record.record_id!r} of {self.manifest.name}: {error}") from None
 

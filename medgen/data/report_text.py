@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from medgen.config import Config
+from medgen.seeds import stable_seed
 from medgen.data.records import FindingLabel
 
 FINDING_WORDS = {
@@ -34,12 +35,20 @@ class ReportError(ValueError):
 class PromptConfig(Config):
     """How a report becomes a prompt."""
 
-    sections: Literal["impression", "findings", "both"] = Field(
+    sections: Literal["impression", "findings", "both", "mixed"] = Field(
         "both",
-        description="which section; a missing one is replaced by the other; both: impression first, so that a cut costs detail",
+        description="which section; a missing one is replaced by the other; both: impression first, so that a cut costs detail; "
+        "mixed: one of the three for each record, so that short and long prompts are both learned",
     )
     view: bool = Field(False, description="begin with the view, as in 'PA chest X-ray.'")
     max_tokens: int = Field(77, ge=4, description="tokens of the text encoder, its own marks included; cut at a sentence")
+
+    def for_record(self, record_id: str) -> PromptConfig:
+        """This configuration with "mixed" decided: always the same way for the same record."""
+        if self.sections != "mixed":
+            return self
+        choice = ("impression", "findings", "both")[stable_seed("prompt sections", record_id) % 3]
+        return self.model_copy(update={"sections": choice})
 
 
 # ---------------------------------------------------------------- sections
