@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import Field
 
 from medgen.config import Config
-from medgen.seeds import stable_seed
 from medgen.data.records import FindingLabel
+from medgen.seeds import stable_seed
 
 FINDING_WORDS = {
     "pleural_effusion": "pleural effusion",
@@ -38,7 +38,7 @@ class PromptConfig(Config):
     sections: Literal["impression", "findings", "both", "mixed"] = Field(
         "both",
         description="which section; a missing one is replaced by the other; both: impression first, so that a cut costs detail; "
-        "mixed: one of the three for each record, so that short and long prompts are both learned",
+        "mixed: one of the three for each record (and the view for half of them), so that short and long prompts are learned",
     )
     view: bool = Field(False, description="begin with the view, as in 'PA chest X-ray.'")
     max_tokens: int = Field(77, ge=4, description="tokens of the text encoder, its own marks included; cut at a sentence")
@@ -47,8 +47,8 @@ class PromptConfig(Config):
         """This configuration with "mixed" decided: always the same way for the same record."""
         if self.sections != "mixed":
             return self
-        choice = ("impression", "findings", "both")[stable_seed("prompt sections", record_id) % 3]
-        return self.model_copy(update={"sections": choice})
+        which, with_view = divmod(stable_seed("prompt sections", record_id) % 6, 2)
+        return self.model_copy(update={"sections": ("impression", "findings", "both")[which], "view": self.view and bool(with_view)})
 
 
 # ---------------------------------------------------------------- sections
