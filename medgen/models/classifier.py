@@ -32,7 +32,7 @@ def finding_targets(labels: Iterable[FindingLabel]) -> tuple[Tensor, Tensor]:
         if label.state == "absent":
             continue
         sides = (label.side,) if label.side in ("left", "right") else ("left", "right")
-        certain = {label.name: label.state == "present"}
+        certain: dict[str, bool] = {label.name: label.state == "present"}
         certain |= {f"{label.name}_{side}": label.state == "present" and label.side is not None for side in sides}
         for output in certain.keys() & values.keys():
             values[output] = known[output] = float(certain[output])
@@ -96,7 +96,7 @@ class FindingClassifier(ModelMixin, ConfigMixin):
 
     @property
     def feature_dim(self) -> int:
-        return cast(int, self.head.in_features)
+        return self.head.in_features
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features [B,feature_dim] of images [B,1,H,W] in [-1,1]."""

@@ -1,0 +1,220 @@
+"""The finding classifier's task: labelled films → which findings, on which side → a folder that judges generated images.
+
+Augmentation is mild and never flips: a flipped film would teach that left and right do not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from medgen.config import Config, ConfigError
+from medgen.data.dataset import CXRDataset
+from medgen.data.images import ImagePreprocessing
+from medgen.data.records import CXRRecord, Manifest
+from medgen.models.classifier import OUTPUTS, FindingClassifier, finding_targets
+from medgen.tasks.base import TrainConfig
+from medgen.tasks.cxr_data import CXRData, split_of
+
+
+class ClassifierModel(Config):
+    """Shape of the network; see `FindingClassifier`."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    layers_per_block: int = Field(1, gt=0)
+    feature_channels: int = Field(64, gt=0)
+    norm_groups: int = Field(8, gt=0)
+
+
+class JudgeAugmentation(Config):
+    """Random changes that no finding or side depends on; 0 switches one off. There is no flip on purpose.
+
+    Applied to whole batches: film by film (as `medgen.data.dataset.Augmentation`) they would take longer than the training step.
+    """
+
+    shift: float = Field(0.05, ge=0, le=0.5, description="largest shift, as a share of the image")
+    scale: float = Field(0.05, ge=0, lt=1, description="largest change of size, as a share")
+    contrast: float = Field(0.15, ge=0, lt=1, description="largest change of contrast, as a share")
+    brightness: float = Field(0.1, ge=0, description="largest added intensity, on the scale [-1,1]")
+    noise: float = Field(0.02, ge=0, description="largest standard deviation of added noise, on the scale [-1,1]")
+
+
+class ClassifierRecipe(Config):
+    """`medgen train classifier --config ...`."""
+
+    data: CXRData
+    model: ClassifierModel = ClassifierModel()
+    augmentation: JudgeAugmentation = JudgeAugmentation()
+    positive_weight: float = Field(
+        4.0, ge=1, description="ceiling of the weight that makes up for findings being rarer than their absence"
+    )
+    train: TrainConfig
+
+
+class LabelledFilms(Dataset[dict[str, Any]]):
+    """{"id", "image" [1,H,W] in [-1,1], "targets" and "mask" [len(OUTPUTS)]} of every record."""
+
+    def __init__(self, data: CXRData, manifest: Manifest) -> None:
+        self.films = CXRDataset(manifest, data.preprocessing, prompts=None, cache=data.cache)
+        self.targets = [finding_targets(record.labels) for record in manifest.records]
+        self.fingerprint = manifest.sha256
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.films[index]
+        return {"id": item["id"], "image": item["image"], "targets": self.targets[index][0], "mask": self.targets[index][1]}
+
+
+class ClassifierTask:
+    """Task: masked binary cross-entropy over `OUTPUTS`; uncertain findings carry no loss."""
+
+    name = "classifier"
+
+    def __init__(self, recipe: ClassifierRecipe) -> None:
+        self.recipe = recipe
+        train = split_of(recipe.data, "train")
+        assert train is not None  # `split_of` raises where a manifest has no training split
+        self.manifest_name, self.manifest_hash = train.name, train.sha256
+        self.weights = positive_weights(train.records, recipe.positive_weight)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": FindingClassifier(image_size=self.recipe.data.preprocessing.size, **self.recipe.model.model_dump())}
+
+    def dataset(self, split: Literal["train", "val"]) -> Any:
+        manifest = split_of(self.recipe.data, split)
+        return [] if manifest is None else LabelledFilms(self.recipe.data, manifest)
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """images [B,1,H,W] in [-1,1], targets and mask [B,len(OUTPUTS)]."""
+        tensors = {key: torch.stack([item[key] for item in items]) for key in ("image", "targets", "mask")}
+        return {"ids": [str(item["id"]) for item in items], "images": tensors.pop("image"), **tensors}
+
+    def loss(
+        self, modules: dict[str, nn.Module], batch: dict[str, Any], which: str, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        model, images = modules[which], batch["images"]
+        if model.training:
+            images = augment(images, self.recipe.augmentation, generator)
+        logits = model(images).float()
+        mask, targets = batch["mask"], batch["targets"]
+        weights = self.weights.to(logits.device)
+        losses = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+        correct = ((logits > 0) == targets.bool()).float()
+        total = mask.sum().clamp(min=1)
+        return (losses * mask).sum() / total, {"accuracy": (correct * mask).sum().detach() / total}
+
+    def preview(self, modules: dict[str, nn.Module], seed: int) -> dict[str, Tensor]:
+        return {}
+
+    def export(self, modules: dict[str, nn.Module], folder: Path) -> None:
+        """The classifier in float16 with thresholds chosen on the validation split, and a model card with its AUROC there."""
+        model = modules["model"]
+        assert isinstance(model, FindingClassifier)
+        validation = self.dataset("val")
+        if not len(validation):
+            raise ConfigError(f"{self.recipe.data.manifest} has no 'val' split: the judge's thresholds and AUROC need one")
+        scores, targets, mask = self._scores(model, validation)
+        results = [_output_result(*columns) for columns in zip(scores.T, targets.T, mask.T, strict=True)]
+        thresholds = [result["threshold"] for result in results]
+        patients = f"{self.manifest_name} ({self.manifest_hash[:12]})"
+        shipped = FindingClassifier.from_config({**model.config, "thresholds": thresholds, "patients": patients})
+        shipped.load_state_dict(model.state_dict())
+        nn.Module.half(shipped)  # diffusers' own `half` warns about modules to keep in float32, of which there are none
+        shipped.save_pretrained(folder)
+        facts = {"images": len(validation), "outputs": dict(zip(OUTPUTS, results, strict=True))}
+        (folder / "validation.json").write_text(json.dumps(facts, indent=1))
+        (folder / "README.md").write_text(model_card(facts, self.recipe.data.preprocessing, self.manifest_name))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        return None  # nothing frozen
+
+    @torch.no_grad()
+    def _scores(self, model: FindingClassifier, data: Any) -> tuple[Tensor, Tensor, Tensor]:
+        device, size = next(model.parameters()).device, self.recipe.train.batch_size
+        parts = []
+        for start in range(0, len(data), size):
+            batch = self.collate([data[i] for i in range(start, min(start + size, len(data)))])
+            scores = model(batch["images"].to(device)).float().sigmoid().cpu()
+            parts.append((scores, batch["targets"], batch["mask"]))
+        scores, targets, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+        return scores, targets, mask
+
+
+def positive_weights(records: Sequence[CXRRecord], ceiling: float) -> Tensor:
+    """√(negatives / positives) of each output, from 1 to `ceiling`, [len(OUTPUTS)]: rare findings are not drowned out."""
+    targets, mask = (torch.stack(column) for column in zip(*(finding_targets(record.labels) for record in records), strict=True))
+    positives = (targets * mask).sum(0)
+    return ((mask.sum(0) - positives) / positives.clamp(min=1)).sqrt().clamp(1.0, ceiling)
+
+
+def augment(images: Tensor, config: JudgeAugmentation, generator: torch.Generator) -> Tensor:
+    """`images` [B,1,H,W] in [-1,1], each shifted, scaled, brightened and blurred with noise by its own draw."""
+    count, device = images.shape[0], images.device
+
+    def draw(largest: float) -> Tensor:
+        return (torch.rand(count, generator=generator, device=device) * 2 - 1) * largest
+
+    zoom = 1 + draw(config.scale)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = zoom
+    theta[:, 0, 2], theta[:, 1, 2] = draw(2 * config.shift), draw(2 * config.shift)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images.float() + 1, grid, align_corners=False) - 1  # what moves in from outside is black
+    contrast, brightness = (1 + draw(config.contrast))[:, None, None, None], draw(config.brightness)[:, None, None, None]
+    noise = torch.randn(images.shape, generator=generator, device=device) * draw(config.noise).abs()[:, None, None, None]
+    return (moved * contrast + brightness + noise).clamp(-1, 1).to(images.dtype)
+
+
+def _output_result(scores: Tensor, targets: Tensor, mask: Tensor) -> dict[str, float | int | None]:
+    """AUROC and the threshold of greatest sensitivity + specificity of one output; None and 0.5 where a class is missing."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    known = mask.bool()
+    truth, values = targets[known].numpy(), scores[known].numpy()
+    positives = int(truth.sum())
+    counts = {"positives": positives, "negatives": len(truth) - positives}
+    if min(counts.values()) == 0:
+        return {"auroc": None, "threshold": 0.5, **counts}
+    false, true, levels = roc_curve(truth, values)
+    best = int((true - false).argmax())
+    # between the two scores that the best cut lies between, so that neither sits on it
+    below = values[values < levels[best]]
+    threshold = (float(levels[best]) + float(below.max())) / 2 if len(below) else float(levels[best])
+    return {"auroc": float(roc_auc_score(truth, values)), "threshold": min(max(threshold, 0.0), 1.0), **counts}
+
+
+def model_card(facts: dict[str, Any], preprocessing: ImagePreprocessing, manifest_name: str) -> str:
+    """Markdown: what the classifier is for, what it saw, and its AUROC for every output."""
+    rows = "\n".join(
+        f"| {name} | {'not measured' if r['auroc'] is None else format(r['auroc'], '.3f')} | {r['positives']} | {r['negatives']} | "
+        f"{r['threshold']:.2f} |"
+        for name, r in facts["outputs"].items()
+    )
+    return f"""---
+library_name: medgen
+tags: [chest-x-ray, classifier, evaluation]
+---
+# Finding classifier
+
+Says which of {len(OUTPUTS)} findings and sides a frontal chest film shows. medgen uses it as the independent judge of generated
+images and, through its penultimate features, as an encoder for distribution distances. **Not for clinical use.**
+
+- Trained on: {manifest_name}, split `train`; checked on {facts["images"]} films of other patients (split `val`).
+- Input: one channel, {preprocessing.size} x {preprocessing.size} pixels, values in {list(preprocessing.range)}; padded to a square.
+- Labels: from the reports; findings stated as uncertain carry no loss. Sides are the patient's own.
+- Never shown a mirrored film: left and right stay what they are.
+
+| output | AUROC (val) | positives | negatives | threshold |
+|---|---|---|---|---|
+{rows}
+"""
