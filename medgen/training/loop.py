@@ -181,7 +181,7 @@ class Trainer:
 
     def _backward(self, batch: dict[str, Any], micro: int) -> Iterator[tuple[str, Tensor]]:
         for i, trained in enumerate(self.trained):
-            torch.manual_seed(stable_seed("dropout", self.config.seed, micro, self.rank, trained.name))
+            self._seed_dropout("dropout", micro, trained.name)
             draws = generator("train", self.config.seed, micro, self.rank, trained.name, device=self.device)
             with ExitStack() as stack:
                 for other in self.trained:
@@ -192,6 +192,13 @@ class Trainer:
             prefix = "" if i == 0 else f"{trained.name}/"
             for name, value in {"loss": loss, **extra}.items():
                 yield prefix + name, torch.as_tensor(value, device=self.device).detach()
+
+    def _seed_dropout(self, purpose: str, number: int, name: str) -> None:
+        """Reseed the global generator, from which dropout draws. (`torch.manual_seed` costs a stack trace where CUDA sleeps.)"""
+        seed = stable_seed(purpose, self.config.seed, number, self.rank, name)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _agree(self, logs: dict[str, list[Tensor]]) -> tuple[dict[str, float], bool]:
         """One small reduction per step: means over ranks, whether anything is not finite anywhere, whether anyone must stop."""
@@ -273,7 +280,7 @@ class Trainer:
         for number in range(count):
             batch = move(next(batches), self.device)
             for i, trained in enumerate(self.trained):
-                torch.manual_seed(stable_seed("val dropout", self.config.seed, number, self.rank))
+                self._seed_dropout("val dropout", number, trained.name)
                 draws = generator("val", self.config.seed, number, self.rank, trained.name, device=self.device)
                 loss, extra = trained.wrapped(batch, draws)
                 for name, value in {"loss": loss, **extra}.items():

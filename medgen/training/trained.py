@@ -136,9 +136,14 @@ class TrainedModule:
             self.ema.optimization_step = small["ema_step"]
         state: dict[int, dict[str, Tensor]] = {}
         positions = {name: i for i, name in enumerate(self.names)}
+        parameters = self.parameters()
         for key, value in read_tensors(folder / "optimizer" / f"{self.name}.safetensors").items():
             name, _, field = key.rpartition(":")
-            state.setdefault(positions[name], {})[field] = value
+            i = positions[name]
+            if value.shape == parameters[i].shape:
+                # Fused AdamW walks raw memory: moments must lie as their (maybe channels-last) parameter does.
+                value = torch.empty_like(parameters[i], dtype=value.dtype, device="cpu").copy_(value)
+            state.setdefault(i, {})[field] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.scheduler.load_state_dict({**small["scheduler"], "lr_lambdas": [None] * len(self.scheduler.base_lrs)})
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr()):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medgen.config import Config, load_config
 from medgen.tasks.base import TrainConfig
+from medgen.training.checkpoint import write_tensors
 from medgen.training.guards import EXIT_STOPPED
 
 
@@ -53,10 +53,12 @@ class TinyTask:
         self.recipe, self.calls = recipe, 0
 
     def modules(self) -> dict[str, nn.Module]:
-        return {
-            "model": nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.GELU(), nn.BatchNorm1d(8), nn.Linear(8, 6)),
-            "discriminator": nn.Linear(6, 1),
-        }
+        # Dropout draws from the global generator, batch norm has running statistics, the convolution is not contiguous in memory.
+        model = nn.Sequential(
+            nn.Linear(6, 32), nn.Dropout(0.2), nn.GELU(), nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4),
+            nn.Flatten(), nn.Linear(16, 6),
+        )
+        return {"model": model.to(memory_format=torch.channels_last), "discriminator": nn.Linear(6, 1)}
 
     def dataset(self, split: str) -> Points:
         return Points(self.recipe.samples, self.recipe.nan_samples, split) if split == "train" else Points(5, (), split)
@@ -83,7 +85,7 @@ class TinyTask:
         return {"noise": torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(seed))}
 
     def export(self, modules: dict[str, nn.Module], folder: Path) -> None:
-        save_file(modules["model"].state_dict(), folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", modules["model"].state_dict())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         pass
