@@ -48,7 +48,9 @@ class PromptConfig(Config):
         if self.sections != "mixed":
             return self
         which, with_view = divmod(stable_seed("prompt sections", record_id) % 6, 2)
-        return self.model_copy(update={"sections": ("impression", "findings", "both")[which], "view": self.view and bool(with_view)})
+        return self.model_copy(
+            update={"sections": ("impression", "findings", "both")[which], "view": self.view and bool(with_view)}
+        )
 
 
 # ---------------------------------------------------------------- sections
