@@ -22,16 +22,17 @@ class CXRData(Config):
     prompts: PromptConfig = PromptConfig()
     cache: Path | None = Field(None, description="folder for preprocessed images; default: none are kept")
 
-    def split(self, split: Literal["train", "val"]) -> Manifest | None:
-        """The records of one split; None if the manifest has no record in "val" (a training split must exist)."""
-        if split == "val" and all(record.split != "val" for record in read_manifest(self.manifest).records):
-            return None
-        return read_manifest(self.manifest, split)
-
     def dataset(self, split: Literal["train", "val"], *, with_prompts: bool = True, **options: Any) -> CXRDataset | list[Any]:
         """{"id", "image" [1,H,W] in [-1,1], "prompt", ...} per record of `split`; an empty list where there is no "val"."""
-        manifest = self.split(split)
+        manifest = split_of(self, split)
         if manifest is None:
             return []
         prompts = self.prompts if with_prompts else None
         return CXRDataset(manifest, self.preprocessing, prompts=prompts, cache=self.cache, **options)
+
+
+def split_of(data: CXRData, split: Literal["train", "val"]) -> Manifest | None:
+    """The records of one split; None if the manifest has no record in "val" (a training split must exist)."""
+    if split == "val" and all(record.split != "val" for record in read_manifest(data.manifest).records):
+        return None
+    return read_manifest(data.manifest, split)

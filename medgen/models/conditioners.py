@@ -1,0 +1,139 @@
+"""Conditioners turn what a trajectory is conditioned on into tokens. `TextConditioner`: any transformers tokenizer and encoder.
+
+Tokens are [B,N,D] with a mask [B,N] (True: a token, False: padding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+
+from medgen.config import Config, ConfigError
+from medgen.data.report_text import split_sentences
+
+_TEXT_HALF: dict[str, type[PreTrainedModel]] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+
+
+class TextEncoderConfig(Config):
+    """Which text encoder conditions the denoiser."""
+
+    path: str = Field(..., description="folder or hub id of a transformers text encoder with its tokenizer (CLIP, T5, BERT kin)")
+    tokenizer: str | None = Field(None, description="where the tokenizer is, if not beside the encoder")
+    max_tokens: int = Field(77, ge=4, description="tokens of one prompt, marks included")
+    trained: bool = Field(False, description="train the encoder with the denoiser (its tokens are then not cached)")
+
+
+class PromptTooLong(UserWarning):
+    """A prompt had more tokens than the text encoder reads; the message says what was left out."""
+
+
+class TextConditioner:
+    """A tokenizer and an encoder. `encode(prompts)` gives tokens [B,N,D] and their mask [B,N]; N is the longest prompt's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, max_tokens: int) -> None:
+        limit = getattr(encoder.config, "max_position_embeddings", None)
+        if limit is not None and max_tokens > limit:
+            raise ConfigError(f"text_encoder.max_tokens: {max_tokens}, but {type(encoder).__name__} reads at most {limit}")
+        self.tokenizer, self.encoder, self.max_tokens = tokenizer, encoder, max_tokens
+
+    @classmethod
+    def from_config(cls, config: TextEncoderConfig) -> TextConditioner:
+        """The conditioner at `config.path`: safetensors only, evaluation mode, float32; frozen unless `config.trained`."""
+        where = config.tokenizer or config.path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            kind = AutoConfig.from_pretrained(config.path).model_type
+            loader: Any = _TEXT_HALF.get(kind, AutoModel)
+            options = {} if kind in _TEXT_HALF or kind not in _WITHOUT_POOLER else {"add_pooling_layer": False}
+            encoder = loader.from_pretrained(config.path, use_safetensors=True, dtype=torch.float32, **options)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"text_encoder.path: cannot load a text encoder and tokenizer from {config.path!r}: {error}") from error
+        return cls(tokenizer, encoder.requires_grad_(config.trained).eval(), config.max_tokens)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        config = self.encoder.config
+        return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, marks included."""
+        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask [B,N]; too long a prompt is cut at a sentence (`fit_prompt`), with a warning."""
+        fitted = [fit_prompt(prompt, self.tokenizer, self.max_tokens) for prompt in prompts]
+        tokens = self.tokenizer(fitted, padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        return tokens.input_ids, tokens.attention_mask.bool()
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token embeddings [B,N,D] of ids and mask [B,N], on the encoder's device; with gradients if the encoder is trained."""
+        return embed_tokens(self.encoder, ids, mask)
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens [B,N,D] and mask [B,N] of `prompts`."""
+        ids, mask = (t.to(self.encoder.device) for t in self.tokenize(prompts))
+        return self.embed(ids, mask), mask
+
+    def fingerprint(self) -> str:
+        """What a cache of these tokens is keyed by: weights, vocabulary and length."""
+        return text_fingerprint(self.encoder, self.tokenizer, self.max_tokens)
+
+
+_WITHOUT_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def embed_tokens(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states [B,N,D]. Padding does not change the tokens that are there."""
+    hidden: Tensor = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    return hidden
+
+
+def fit_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """`prompt`, or as many of its first sentences as `max_tokens` allow (of a first sentence that is too long, its start).
+
+    Warns with `PromptTooLong`, naming how much was left out: nothing is dropped silently.
+    """
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    head = prompt[: 40 * max_tokens]  # more letters than any prompt that fits; a whole book is not worth counting
+    if head == prompt and count(prompt) <= max_tokens:
+        return prompt
+    kept = ""
+    sentences = split_sentences(head)
+    for number, sentence in enumerate(sentences):
+        longer = f"{kept} {sentence}".strip()
+        if count(longer) > max_tokens:
+            break
+        kept = longer
+    else:
+        number = len(sentences)
+    shown = kept or prompt[:60] + "..."
+    warnings.warn(
+        f"the prompt has more than the {max_tokens} tokens that this text encoder reads; "
+        + (f"used its first {number} sentence(s), ending in {shown[-40:]!r}" if kept else f"its first sentence is cut: {shown!r}"),
+        PromptTooLong,
+        stacklevel=3,
+    )
+    return kept or head
+
+
+def text_fingerprint(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """Hash of an encoder's weights, its tokenizer's vocabulary and the prompt length."""
+    digest = hashlib.sha256(f"{max_tokens}".encode())
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        digest.update(f"{token}\x1f{index}\x1e".encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
