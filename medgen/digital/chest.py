@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -220,7 +221,16 @@ def write_dataset(
     """Write `n` films of digital patients below `out` and return the path of `manifest.parquet`.
 
     The same command again continues where it stopped: finished studies are listed in `progress.jsonl`, which the manifest
-    replaces at the end. `size` is in pixels; `views` are taken of every patient; `processes` defaults to the cores there are.
+    replaces at the end. Beside it lie images/, masks/ (8-bit PNG, bit k set where FINDINGS[k] is) and sheet.png to look at.
+
+    Args:
+        out: folder to write into.
+        n: how many films.
+        seed: of the population; films of a smaller n are the first of a larger one.
+        size: width and height in pixels.
+        views: films taken of every patient.
+        dicom: write 16-bit DICOM (DX) instead of 8-bit PNG.
+        processes: how many cores to use; default: all there are.
     """
     from rich.progress import track
 
@@ -238,6 +248,7 @@ def write_dataset(
     processes = processes or len(os.sched_getaffinity(0))
     with progress.open("a") as log:
         stream = render_studies(seed, patients, size, views, out, dicom, processes if len(patients) >= 16 else 1)
+        started = time.perf_counter()
         for records in track(stream, total=len(patients), description=f"digital patients, {n} films"):
             log.write(json.dumps([asdict(r) for r in records]) + "\n")
             log.flush()
@@ -246,6 +257,8 @@ def write_dataset(
     manifest = write_manifest(
         flat, out / "manifest.parquet", name="digital-chest", source=f"medgen digital chest {json.dumps(settings)}"
     )
+    if patients:
+        print(f"{len(patients) * len(views) / (time.perf_counter() - started):.1f} films/s on {processes} cores")
     _write_sheet([out / record.image for record in flat[:40]], out / "sheet.png")
     progress.unlink()
     return manifest
