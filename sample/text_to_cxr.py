@@ -1,10 +1,11 @@
-"""Sample chest X-rays from text, in one process or many: `torchrun --nproc_per_node 4 sample/text_to_cxr.py --pipeline ...`."""
+"""Sample chest X-rays from text, as `medgen sample text-to-cxr` does, under any launcher: the work is split by process.
 
-from __future__ import annotations
+`torchrun --nproc_per_node 4 sample/text_to_cxr.py --pipeline NAME_OR_DIR --cases CASES.jsonl --out DIR`
+"""
 
-import tyro
+import sys
 
-from medgen.sampling.text_to_cxr import sample
+from medgen.cli import main
 
 if __name__ == "__main__":
-    print(tyro.cli(sample))
+    sys.exit(main(["sample", "text-to-cxr", *sys.argv[1:]]))

@@ -4,7 +4,8 @@ How that is kept. Matrix products round differently with the number of rows and 
 2.10 on a CPU: 1e-6 to 1e-5 between batch 1 and 8, or 1 and 2 threads; enough to change pixels). So on a CPU every trajectory
 runs alone, on a fixed number of threads (one unless asked otherwise), and a batch is that many trajectories in flight over all
 cores: measured as fast as a true batch. On an accelerator the network always sees exactly `batch_size` lanes, the last batch
-filled up; there the batch size is one of the settings, and shards, order and neighbours still do not matter.
+filled up, and the batch size is one of the settings; there neighbours can still move the last bits of an image, where a longer
+prompt beside it pads its tokens.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import diffusers
 import numpy as np
 import torch
+import tyro
 
 from medgen import __version__
 from medgen.data.dicom import write_dx
@@ -38,6 +39,8 @@ from medgen.sampling.source import PipelineSource, find_pipeline, load_pipeline
 CONTACT_SHEET = "contact_sheet.png"
 Dtype = Literal["float32", "bfloat16", "float16"]
 TextCase = Case[TextConditions]
+# From Python also a list of cases; on a command line a file.
+CasesArgument = Annotated[str | Path | Sequence[TextCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
 # What only the sampler may say about an image: a case with such a field is refused.
 _SETTINGS = ("model", "model_sha256", "num_inference_steps", "guidance_scale", "scheduler", "medgen", "diffusers", "torch")
 RESERVED = frozenset(
@@ -66,7 +69,7 @@ def sample(
     pipeline: str | Path,
     out: str | Path,
     prompt: str | None = None,
-    cases: str | Path | Sequence[TextCase] | None = None,
+    cases: CasesArgument = None,
     n: int = 1,
     seed: int = 0,
     negative_prompt: str | None = None,
@@ -102,22 +105,22 @@ def sample(
         device: cpu, cuda, cuda:1, ...; the best there is if not given.
         dtype: precision of the network.
         threads: CPU threads of each image; more suits one large model on many cores.
-        progress: show a progress line.
+        progress: a progress line on the terminal; --no-progress hides it.
 
     Raises `CaseError`, `PipelineError`, `OutputError` or `SamplingError` (all `ValueError`), before anything is sampled where possible.
     """
     given = _cases(prompt, cases, n, seed, negative_prompt)
-    part, where = Shard.parse(shard), _device(device)
+    part, where = Shard.parse(shard), choose_device(device)
     lanes = Lanes(where, batch_size, threads)
     source = find_pipeline(pipeline)
     loaded = load_pipeline(source, getattr(torch, dtype), where)
     if scheduler is not None:
         loaded.scheduler = named_scheduler(scheduler, loaded.scheduler)
     _check_lengths(given, loaded)
-    settings = _settings(source, loaded, steps, guidance) | {"dtype": dtype, "bit_depth": bit_depth} | lanes.settings
+    settings = resolve_settings(source, loaded, steps, guidance) | {"dtype": dtype, "bit_depth": bit_depth} | lanes.settings
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
     folder.claim({**settings, "dicom": dicom}, write_cases(given))
-    work = _TextToCXR(settings, bit_depth, dicom)
+    work = TextSampling(settings, bit_depth, dicom)
     new = run(loaded, given, work.draw, work.files, work.metadata, folder, lanes, part, progress)
     names = [f"{job.name}.png" for job in jobs_of(given)]
     complete = folder.merge(names, lambda lines: {CONTACT_SHEET: contact_sheet([_captioned(Path(out), line) for line in lines])})
@@ -125,7 +128,7 @@ def sample(
 
 
 @dataclass(frozen=True)
-class _TextToCXR:
+class TextSampling:
     """The task's part of sampling: how a batch is drawn, what a trajectory's files hold, and its metadata line."""
 
     settings: dict[str, Any]
@@ -213,7 +216,8 @@ def _cases(
     ]
 
 
-def _settings(source: PipelineSource, pipeline: Any, steps: int | None, guidance: float | None) -> dict[str, Any]:
+def resolve_settings(source: PipelineSource, pipeline: Any, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """What decides the images besides the cases, as the metadata say it; what is None is the pipeline's own choice."""
     steps = _default(pipeline, "num_inference_steps") if steps is None else steps
     guidance = _default(pipeline, "guidance_scale") if guidance is None else guidance
     if steps < 1:
@@ -246,7 +250,8 @@ def _check_lengths(cases: Sequence[TextCase], pipeline: Any) -> None:
                 )
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """The device by name, tried; None: this process's GPU if there is one, else the CPU."""
     if name is None:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
