@@ -1,11 +1,8 @@
-"""What protects a run: stop signals that save first, and naming the samples behind a NaN."""
+"""What protects a run from its data: naming the samples behind a NaN, and ending a run that only produces them."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,52 +10,9 @@ import torch
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and saved (EX_TEMPFAIL: the same command again continues it)."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a NaN or infinite loss or gradient."""
-
-
-class StopRequested(Exception):
-    """Raised at a safe point after a stop signal, where work is resumable without saving anything more."""
-
-
-class StopFlag:
-    """Whether this process was asked to stop; set by SIGTERM, SIGUSR1 and the first Ctrl-C, read at safe points."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    @contextmanager
-    def listening(self) -> Iterator[StopFlag]:
-        """Catch the signals inside the block. Outside the main thread (a notebook's executor) none can be caught."""
-        previous: dict[signal.Signals, Any] = {}
-        try:
-            for caught in _SIGNALS:
-                previous[caught] = signal.signal(caught, self._handle)
-        except ValueError:
-            pass
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.requested = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C means it
-
-    def check(self) -> None:
-        """Raise `StopRequested` if a stop was asked for."""
-        if self.requested:
-            raise StopRequested
-
-
-STOP = StopFlag()
-"""The process's one flag: long work outside the loop (cache building) polls `STOP.check()` too."""
 
 
 def suspects(items: Iterable[dict[str, Any]]) -> set[str]:

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError, save_config
 from medgen.seeds import generator, stable_seed
+from medgen.stopping import STOP, StopRequested
 from medgen.tasks.base import EMAConfig, Task, TrainConfig
 from medgen.training.checkpoint import fsync, newest, write_checkpoint
 from medgen.training.folder import open_folder
-from medgen.training.guards import EXIT_STOPPED, STOP, NonFiniteError, StopRequested, suspects
+from medgen.training.guards import EXIT_STOPPED, NonFiniteError, suspects
 from medgen.training.memory import activation_bytes, check_memory
 from medgen.training.order import EpochView, SampleOrder, loader
 from medgen.training.report import Reporter, memory_gb

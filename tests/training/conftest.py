@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import TinyRecipe, child, recipe  # noqa: E402
+from tiny import TinyRecipe, child, recipe
 
-from medgen.config import save_config  # noqa: E402
+from medgen.config import save_config
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["medgen.training.loop", "torch.distributed"])
