@@ -49,6 +49,7 @@ VERBS = {
     "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
     "sample text-to-cxr": Verb("sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"),
     "evaluate text-to-cxr": Verb("measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"),
+    "evaluate cases": Verb("write the standard evaluation prompts of a held-out manifest", "medgen.evaluation.cases:write_alignment_cases"),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),

@@ -1,0 +1,117 @@
+"""What each recipe needs: parameters, memory and arithmetic of a training step, found on PyTorch's meta device, without data.
+
+Parameters and operations are counted, activations are what autograd would keep; only the time rests on an assumed efficiency.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medgen.config import ConfigError, load_config
+from medgen.training.run import TASKS
+
+EFFICIENCY = 0.4  # share of the measured matrix-product ceiling that a training step usually reaches
+_BACKWARD = 3  # a forward and a backward pass cost three forward passes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Needs of one recipe on one process. Bytes and operations; `problem` says why there is no estimate."""
+
+    task: str
+    recipe: str
+    parameters: int = 0
+    state_bytes: int = 0
+    activation_bytes: int = 0
+    step_flop: int = 0
+    batch_size: int = 0
+    precision: str = ""
+    problem: str | None = None
+
+    def judged(self, device: dict[str, Any]) -> dict[str, Any]:
+        """The estimate with what `device` (of `doctor.examine_device`) makes of it: memory needed, seconds per step, and a verdict."""
+        if self.problem:
+            return asdict(self)
+        need_gb = (self.state_bytes + self.activation_bytes) / 1e9
+        speed = device["tflops"].get("bfloat16" if self.precision == "bf16" else "float32") or device["tflops"].get("float32")
+        seconds = self.step_flop / (speed * 1e12 * EFFICIENCY) if speed else None
+        fits = need_gb <= device["free_gb"]
+        return {**asdict(self), "device": device["device"], "need_gb": round(need_gb, 2), "step_seconds": seconds, "fits": fits}
+
+
+def estimate_recipes(configs: Path) -> list[Estimate]:
+    """One estimate for every recipe `configs/<task>/<name>.yaml` of a task that can be trained."""
+    paths = sorted(path for path in configs.glob("*/*.yaml") if path.parent.name.replace("_", "-") in TASKS)
+    return [estimate(path.parent.name.replace("_", "-"), path) for path in paths]
+
+
+def estimate(task: str, path: Path) -> Estimate:
+    """Build the recipe's trained model on the meta device and push one example through it."""
+    name = path.stem
+    try:
+        module_name, schema, _ = TASKS[task]
+        recipe: Any = load_config(getattr(importlib.import_module(module_name), schema), path)
+        with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+            model, forward = _EXAMPLES[task](recipe)
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+            activations, flop = _measure(model, forward)
+    except (ConfigError, OSError, ImportError) as error:
+        return Estimate(task, name, problem=str(error).strip().splitlines()[0])
+    train = recipe.train
+    half = train.mixed_precision != "no"
+    # fp32 weights, gradients, two moments, and the average
+    state = trained * (16 + (4 if train.ema else 0)) + frozen * (2 if half else 4)
+    kept = activations * train.batch_size // (2 if half else 1)
+    if train.gradient_checkpointing:
+        kept //= 4  # roughly: one block's activations and the borders of all
+    flop = flop * _BACKWARD * train.batch_size * train.accumulate
+    return Estimate(task, name, trained, state, kept, flop, train.batch_size, train.mixed_precision)
+
+
+def _measure(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, int]:
+    """Bytes that autograd keeps (each storage once, weights apart) and operations, of one forward pass in fp32."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that its address is not used twice
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
+
+
+Example = tuple[nn.Module, Callable[[], Tensor]]
+
+
+def _autoencoder(recipe: Any) -> Example:
+    from medgen.models.autoencoder import build_autoencoder
+
+    model, size = build_autoencoder(recipe.autoencoder), recipe.data.preprocessing.size
+    return model, lambda: model(torch.zeros(1, 1, size, size), sample=False)[0]
+
+
+def _classifier(recipe: Any) -> Example:
+    from medgen.models.classifier import FindingClassifier
+
+    size = recipe.data.preprocessing.size
+    model = FindingClassifier(image_size=size, **recipe.model.model_dump())
+    return model, lambda: model(torch.zeros(1, 1, size, size))
+
+
+_EXAMPLES: dict[str, Callable[[Any], Example]] = {"autoencoder": _autoencoder, "classifier": _classifier}
