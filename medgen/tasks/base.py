@@ -81,6 +81,7 @@ class TrainConfig(Config):
     out: Path = Field(..., description="folder of the run; the same command again resumes it")
     seed: int = 0
     steps: int = Field(..., gt=0)
+    stop_at: int | None = Field(None, gt=0, description="end here; the schedule still goes to `steps`, so that a later run can go on")
     batch_size: int = Field(16, gt=0)
     accumulate: int = Field(1, gt=0, description="micro batches per optimiser step")
     learning_rate: float = Field(1e-4, gt=0)
@@ -109,3 +110,8 @@ class TrainConfig(Config):
     max_nonfinite: int = Field(10, gt=0, description="stop after this many steps in a row with a NaN or Inf")
     tensorboard: bool = True
     wandb_project: str | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this run exports and ends."""
+        return min(self.steps, self.stop_at or self.steps)

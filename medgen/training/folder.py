@@ -12,7 +12,7 @@ from medgen.tasks.base import TrainConfig
 _FREE = {
     f"train.{name}"
     for name in (
-        "out", "log_every", "checkpoint_every", "keep", "workers", "preflight", "preview_every", "validate_every",
+        "out", "stop_at", "log_every", "checkpoint_every", "keep", "workers", "preflight", "preview_every", "validate_every",
         "validation_batches", "max_nonfinite", "tensorboard", "wandb_project",
     )
 }

@@ -110,7 +110,7 @@ class Trainer:
         if self.step and not self._border(fresh=False):
             return self._stop()
         started, measured_from = time.monotonic(), self.step
-        while self.step < self.config.steps:
+        while self.step < self.config.last_step:
             values = self._step(batches)
             if values is None:
                 return self._stop()
@@ -120,11 +120,11 @@ class Trainer:
                 self.window[name] = [entry[0] + value, entry[1] + 1]
             rate = (self.step - measured_from) * self._step_samples / (time.monotonic() - started)
             self.report.progress(self.step, values.get("loss", float("nan")), rate, self.device)
-            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.log_every == 0 or self.step == self.config.last_step:
                 self._log(rate)
             if stop or not self._border(fresh=True):
                 return self._stop()
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.last_step:
                 self._save()
         if self.step > measured_from or not (self.config.out / "export").exists():
             self._export()
@@ -257,13 +257,13 @@ class Trainer:
 
     def _border(self, fresh: bool) -> bool:
         """Validation and previews that are due at this step; false if stopped meanwhile. Redone on resume where interrupted."""
-        due = self.config.validate_every and (self.step % self.config.validate_every == 0 or self.step == self.config.steps)
+        due = self.config.validate_every and (self.step % self.config.validate_every == 0 or self.step == self.config.last_step)
         if due and self.validated_step != self.step and len(self.validation):
             with self._averaged():
                 if not self._validate():
                     return False
             self.validated_step = self.step
-        if fresh and self.config.preview_every and (self.step % self.config.preview_every == 0 or self.step == self.config.steps):
+        if fresh and self.config.preview_every and (self.step % self.config.preview_every == 0 or self.step == self.config.last_step):
             if self.accelerator.is_main_process:
                 with self._averaged(), torch.no_grad():
                     self.report.pictures(self.step, self.task.preview(self.modules, self.config.seed))
