@@ -13,9 +13,10 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from medgen.config import Config
+from medgen.diffusion.frames import FrameBatch
 
 
 class ObjectiveConfig(Config):
@@ -129,3 +130,20 @@ class Objective:
 def _over(per_frame: Tensor, latents: Tensor) -> Tensor:
     """[B,T] shaped to broadcast over [B,T,C,*S]."""
     return per_frame.reshape(per_frame.shape + (1,) * (latents.ndim - 2))
+
+
+def denoising_loss(denoiser: nn.Module, objective: Objective, frames: FrameBatch, generator: torch.Generator) -> Tensor:
+    """One training example of every task: noise the unknown frames of `frames`, denoise them, compare. Scalar."""
+    x0 = frames.latents.float()
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    levels = objective.sample_levels(*frames.times.shape, frames.known, generator)
+    prediction = denoiser(
+        objective.add_noise(x0, noise, levels),
+        levels,
+        frames.times,
+        present=frames.present if frames.times.shape[1] > 1 else None,
+        context=frames.context,
+        context_times=frames.context_times,
+        context_mask=frames.context_mask,
+    )
+    return objective.loss(prediction, x0, noise, levels, frames.known, frames.present)

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import (
+    AutoencoderKL,
+    ModelMixin,  # noqa: F401 - a pipeline finds out how to load a class by the base classes that its module names
+)
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from pydantic import Field
 from torch import Tensor
 
 from medgen.config import Config, ConfigError
+from medgen.models.folders import component
 
 
 class AutoencoderConfig(Config):
@@ -104,7 +108,8 @@ class PatchAutoencoderKL(AutoencoderKL):
 def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
     """A new autoencoder, or the trained one at `config.init_from` (any AutoencoderKL folder or hub id)."""
     if config.init_from is not None:
-        return PatchAutoencoderKL.from_pretrained(config.init_from).to(memory_format=torch.channels_last)
+        model = PatchAutoencoderKL.from_pretrained(component(config.init_from, "vae"), torch_dtype=torch.float32)
+        return model.to(memory_format=torch.channels_last)
     stages = len(config.block_out_channels)
     if wrong := [width for width in config.block_out_channels if width % config.norm_num_groups]:
         raise ConfigError(f"autoencoder.block_out_channels: {wrong} are not multiples of norm_num_groups={config.norm_num_groups}")
@@ -124,7 +129,7 @@ def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
 
 def load_autoencoder(path: str | Path) -> PatchAutoencoderKL:
     """The trained autoencoder at `path` (folder or hub id), frozen, in evaluation mode and float32."""
-    model = PatchAutoencoderKL.from_pretrained(path, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), torch_dtype=torch.float32).to(memory_format=torch.channels_last)
     return model.requires_grad_(False).eval()
 
 

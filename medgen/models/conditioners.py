@@ -5,7 +5,6 @@ Tokens are [B,N,D] with a mask [B,N] (True: a token, False: padding).
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,19 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 
 from medgen.config import Config, ConfigError
 from medgen.data.report_text import split_sentences
+from medgen.models.folders import component
 
 _TEXT_HALF: dict[str, type[PreTrainedModel]] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 
@@ -46,13 +54,13 @@ class TextConditioner:
     @classmethod
     def from_config(cls, config: TextEncoderConfig) -> TextConditioner:
         """The conditioner at `config.path`: safetensors only, evaluation mode, float32; frozen unless `config.trained`."""
-        where = config.tokenizer or config.path
+        path = component(config.path, "text_encoder")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where)
-            kind = AutoConfig.from_pretrained(config.path).model_type
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or component(config.path, "tokenizer"))
+            kind = AutoConfig.from_pretrained(path).model_type
             loader: Any = _TEXT_HALF.get(kind, AutoModel)
             options = {} if kind in _TEXT_HALF or kind not in _WITHOUT_POOLER else {"add_pooling_layer": False}
-            encoder = loader.from_pretrained(config.path, use_safetensors=True, dtype=torch.float32, **options)
+            encoder = loader.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **options)
         except (OSError, ValueError) as error:
             raise ConfigError(f"text_encoder.path: cannot load a text encoder and tokenizer from {config.path!r}: {error}") from error
         return cls(tokenizer, encoder.requires_grad_(config.trained).eval(), config.max_tokens)
@@ -82,10 +90,6 @@ class TextConditioner:
         ids, mask = (t.to(self.encoder.device) for t in self.tokenize(prompts))
         return self.embed(ids, mask), mask
 
-    def fingerprint(self) -> str:
-        """What a cache of these tokens is keyed by: weights, vocabulary and length."""
-        return text_fingerprint(self.encoder, self.tokenizer, self.max_tokens)
-
 
 _WITHOUT_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet")
 
@@ -109,31 +113,15 @@ def fit_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int)
     if head == prompt and count(prompt) <= max_tokens:
         return prompt
     kept = ""
-    sentences = split_sentences(head)
-    for number, sentence in enumerate(sentences):
+    for sentence in split_sentences(head):
         longer = f"{kept} {sentence}".strip()
         if count(longer) > max_tokens:
             break
         kept = longer
-    else:
-        number = len(sentences)
-    shown = kept or prompt[:60] + "..."
+    used = f"only its start up to {kept[-40:]!r} is used" if kept else "its first sentence is cut"
     warnings.warn(
-        f"the prompt has more than the {max_tokens} tokens that this text encoder reads; "
-        + (f"used its first {number} sentence(s), ending in {shown[-40:]!r}" if kept else f"its first sentence is cut: {shown!r}"),
+        f"the prompt has more than the {max_tokens} tokens that this text encoder reads; {used}",
         PromptTooLong,
         stacklevel=3,
     )
     return kept or head
-
-
-def text_fingerprint(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    """Hash of an encoder's weights, its tokenizer's vocabulary and the prompt length."""
-    digest = hashlib.sha256(f"{max_tokens}".encode())
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        digest.update(f"{token}\x1f{index}\x1e".encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-

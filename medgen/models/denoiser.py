@@ -7,7 +7,7 @@ tokens. After DiT (Peebles & Xie 2023), PixArt-alpha (Chen 2024: adaLN-single) a
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,8 +15,12 @@ from diffusers.configuration_utils import register_to_config
 from pydantic import Field
 from torch import Tensor, nn
 
-from medgen.config import Config
+from medgen.config import Config, ConfigError
 from medgen.models.attention import Attention, grid_angles, time_angles
+from medgen.models.folders import component
+
+_LEVEL_CHANNELS = 256
+_POSITION_CHANNELS = 32
 
 
 class DenoiserConfig(Config):
@@ -37,7 +41,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
     """Predicts flow, noise or v for latent frames [B,T,C,*S], S of `spatial_dims` sides that are multiples of `patch_size`."""
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
 
     @register_to_config
     def __init__(
@@ -169,6 +173,23 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         return split.permute(order).reshape(shape)
 
 
+def build_denoiser(config: DenoiserConfig, latent_channels: int, context_dim: int, spatial_dims: int = 2) -> SequenceTransformer:
+    """A new denoiser, or the trained one at `config.init_from` (whose shape then counts; it must fit latents and context)."""
+    if config.init_from is None:
+        shape = config.model_dump(exclude={"init_from"})
+        try:
+            return SequenceTransformer(latent_channels, context_dim, spatial_dims, **shape)
+        except ValueError as error:
+            raise ConfigError(f"denoiser: {error}") from None
+    model = SequenceTransformer.from_pretrained(component(config.init_from, "denoiser"), torch_dtype=torch.float32)
+    for name, needed in (("latent_channels", latent_channels), ("context_dim", context_dim), ("spatial_dims", spatial_dims)):
+        if model.config[name] != needed:
+            raise ConfigError(
+                f"denoiser.init_from: {config.init_from} was trained with {name}={model.config[name]}, this recipe has {needed}"
+            )
+    return model
+
+
 class Rotaries:
     """Rotary angles of one forward pass: of places [1,S,1,·], of frames [B,T,1,·] and of context tokens [B,1+N,1,·]."""
 
@@ -228,9 +249,6 @@ class Block(nn.Module):
         x = x + attended.view_as(x)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
-
-_LEVEL_CHANNELS = 256
-_POSITION_CHANNELS = 32
 
 
 def _sinusoid(levels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,69 @@
+"""The model card that every exported pipeline carries: what it is, what made it, what it must not be used for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers import DiffusionPipeline
+
+from medgen import __version__
+from medgen.config import Config
+
+_BODY = """
+# {title}
+
+A latent diffusion model that generates **synthetic** chest X-rays from report text, made with medgen {version}.
+
+```python
+from medgen.pipelines.text_to_cxr import TextToCXRPipeline
+
+pipeline = TextToCXRPipeline.from_pretrained("{title}")
+pipeline("Small left pleural effusion.").images[0]
+```
+
+| part | class | parameters |
+|---|---|---|
+{parts}
+
+Images are {size} x {size} pixels, greyscale. Defaults: {steps} steps, guidance scale {guidance}.
+
+## Limits
+
+For research. Not a medical device: nothing that it generates is a finding in a person, and no diagnosis may rest on it. What it
+knows is what its training data show; text beyond that is followed poorly or not at all.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def write_model_card(folder: Path, name: str, pipeline: DiffusionPipeline, recipe: Config) -> None:
+    """Write `folder/README.md`. Folders of the machine that trained it are left out: names of files and models stay."""
+    front = {"library_name": "medgen", "pipeline_tag": "text-to-image", "tags": ["diffusers", "medical", "chest-x-ray", "synthetic"]}
+    modules = {key: part for key, part in pipeline.components.items() if hasattr(part, "parameters")}
+    parts = "\n".join(
+        f"| {key} | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |" for key, part in modules.items()
+    )
+    values = _without_folders(recipe.model_dump(mode="json"))
+    body = _BODY.format(
+        title=name,
+        version=__version__,
+        parts=parts,
+        size=pipeline.config["preprocessing"]["size"],
+        steps=pipeline.config["num_inference_steps"],
+        guidance=pipeline.config["guidance_scale"],
+        recipe=yaml.safe_dump(values, sort_keys=False),
+    )
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}")
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
