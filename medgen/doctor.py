@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def examine_device(device: torch.device) -> dict[str, Any]:
     total, free = _memory(device)
     return {
         "device": str(device),
-        "name": _name(device),
+        "name": device_name(device),
         "memory_gb": round(total / 1e9, 1),
         "free_gb": round(free / 1e9, 1),
         "tflops": {name: matmul_tflops(device, dtype) for name, dtype in _precisions(device).items()},
@@ -106,7 +107,7 @@ def attention_backends(device: torch.device) -> dict[str, str]:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     q = torch.linspace(-1, 1, 64 * 2 * 32, device=device).sin().view(1, 64, 2, 32).to(dtype)
     expected = _plain_attention(q)
-    tried = {f"sdpa {name}": _try(lambda backend=backend: _sdpa(q, backend), expected) for name, backend in _SDPA.items()}
+    tried = {f"sdpa {name}": _try(partial(_sdpa, q, backend), expected) for name, backend in _SDPA.items()}
     tried["xformers"] = _try(lambda: _xformers(q), expected)
     tried["flash-attn"] = _try(lambda: _flash(q), expected)
     return tried
@@ -174,7 +175,8 @@ def _memory(device: torch.device) -> tuple[int, int]:
     return psutil.virtual_memory().total, free_bytes(device)
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The processor's or GPU's own name, with what counts about it."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medgen.config import ConfigError, load_config
+from medgen.models.folders import component
 from medgen.training.run import TASKS
 
 EFFICIENCY = 0.4  # share of the measured matrix-product ceiling that a training step usually reaches
@@ -58,6 +60,8 @@ def estimate_recipes(configs: Path) -> list[Estimate]:
 def estimate(task: str, path: Path) -> Estimate:
     """Build the recipe's trained model on the meta device and push one example through it."""
     name = path.stem
+    if task not in _EXAMPLES:
+        return Estimate(task, name, problem="no estimate for this task")
     try:
         module_name, schema, _ = TASKS[task]
         recipe: Any = load_config(getattr(importlib.import_module(module_name), schema), path)
@@ -114,4 +118,39 @@ def _classifier(recipe: Any) -> Example:
     return model, lambda: model(torch.zeros(1, 1, size, size))
 
 
-_EXAMPLES: dict[str, Callable[[Any], Example]] = {"autoencoder": _autoencoder, "classifier": _classifier}
+def _text_encoder(recipe: Any) -> Example:
+    from medgen.tasks.text_encoder import ReportEncoder
+
+    shape = recipe.encoder
+    model, ids = ReportEncoder(shape, shape.vocabulary, 0), torch.zeros(1, shape.max_tokens, dtype=torch.long)
+    return model, lambda: model(ids, torch.ones(ids.shape, dtype=torch.bool))[1]
+
+
+def _text_to_cxr(recipe: Any) -> Example:
+    from medgen.models.denoiser import SequenceTransformer
+
+    vae = _settings(recipe.autoencoder.path, "vae", {"latent_channels": 4, "block_out_channels": [0] * 4})
+    words = _settings(recipe.text_encoder.path, "text_encoder", {"hidden_size": 768 if recipe.text_encoder.path.count("/") == 1 else 192})
+    side = recipe.data.preprocessing.size // (vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1))
+    channels, width, tokens = vae["latent_channels"], words.get("hidden_size") or words["d_model"], recipe.text_encoder.max_tokens
+    shape = recipe.denoiser.model_dump(exclude={"init_from"})
+    if recipe.denoiser.init_from is not None:
+        shape |= {k: v for k, v in _settings(recipe.denoiser.init_from, "denoiser", {}).items() if k in shape}
+    model = SequenceTransformer(channels, width, **shape)
+    latents, level = torch.zeros(1, 1, channels, side, side), torch.zeros(1, 1)
+    context, mask = torch.zeros(1, tokens, width), torch.ones(1, tokens, dtype=torch.bool)
+    return model, lambda: model(latents, level, level, context=context, context_mask=mask)
+
+
+def _settings(path: str, name: str, default: dict[str, Any]) -> dict[str, Any]:
+    """The saved configuration of a component where its folder is here already, what recipes usually have otherwise."""
+    file = Path(component(path, name)) / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else default
+
+
+_EXAMPLES: dict[str, Callable[[Any], Example]] = {
+    "autoencoder": _autoencoder,
+    "classifier": _classifier,
+    "text-encoder": _text_encoder,
+    "text-to-cxr": _text_to_cxr,
+}

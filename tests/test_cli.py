@@ -86,7 +86,7 @@ def test_what_is_not_ours_keeps_its_traceback(
         """Fail."""
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    monkeypatch.setitem(cli.VERBS, "doctor", cli.Verb("fail", verb))
     assert cli.main(["doctor"]) == code
     assert ("Traceback" in capsys.readouterr().err) == traceback
 

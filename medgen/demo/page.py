@@ -24,7 +24,7 @@ _MASK_COLOURS = ("#4fc3f7", "#ffd54f", "#ff8a65", "#ba68c8", "#e57373", "#4db6ac
 def write_page(path: Path, content: Mapping[str, Any]) -> Path:
     """Fill the template with `content` and write it whole."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((files("medgen") / "templates" / "demo.html").read_text("utf-8"))
+    template = environment.from_string((files("medgen.demo") / "page.html.j2").read_text("utf-8"))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(template.render(**content), "utf-8")
     temporary.replace(path)

@@ -1,0 +1,39 @@
+"""The commands that the demo's page offers for doing each step again, by hand and at full size."""
+
+from __future__ import annotations
+
+import shlex
+
+from markupsafe import Markup
+
+from medgen.demo.page import code
+from medgen.demo.session import Session
+
+
+def commands(session: Session) -> dict[str, Markup]:
+    """One block of commands per section of the page."""
+    pipeline, out = shlex.quote(session.name), shlex.quote(str(session.out))
+    blocks = {
+        "sample": f"""
+medgen sample text-to-cxr --pipeline {pipeline} --prompt "Large left pleural effusion." --seed 7 --out out/effusion
+medgen sample text-to-cxr --pipeline {pipeline} --cases {out}/prompts.jsonl --out out/again   # these films, once more
+
+# Python
+from medgen.pipelines.text_to_cxr import TextToCXRPipeline
+pipeline = TextToCXRPipeline.from_pretrained({str(session.source.folder)!r})
+pipeline("Large left pleural effusion.").images[0].save("film.png")""",
+        "patients": """
+medgen digital chest --n 6000 --seed 1 --size 128 --out data/digital_chest
+medgen digital chest --n 100 --seed 2 --size 512 --dicom --out data/digital_dicom   # as DICOM files""",
+        "train": f"""
+medgen train text-to-cxr --config {out}/training/recipe.yaml train.out=runs/mine train.steps=2000   # any field can be overridden
+medgen data build --help                                              # your folder becomes a manifest
+medgen train text-to-cxr --config configs/text_to_cxr/digital_chest.yaml data.manifest=data/mine/manifest.parquet
+accelerate launch --config_file configs/accelerate/ddp.yaml train/text_to_cxr.py --config RECIPE.yaml   # many GPUs""",
+        "evaluate": f"""
+medgen digital chest --n 2000 --seed 99 --size 128 --out data/held_out
+medgen evaluate cases --reference data/held_out/manifest.parquet --out out/cases.jsonl --n 400 --pairs 120
+medgen sample text-to-cxr --pipeline {pipeline} --cases out/cases.jsonl --out out/generated
+medgen evaluate text-to-cxr --generated out/generated --reference data/held_out/manifest.parquet --out out/report""",
+    }
+    return {name: code(text) for name, text in blocks.items()}

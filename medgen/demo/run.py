@@ -1,0 +1,152 @@
+"""`medgen demo`: the whole story on the shipped pipeline, in minutes on two cores: sample, train, be killed, resume, measure.
+
+Every step is the command or the function that a user would call; the same command again continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from medgen import __version__
+from medgen.data.records import CXRRecord, Manifest, read_manifest
+from medgen.demo.commands import commands
+from medgen.demo.measuring import measure
+from medgen.demo.page import change, marked, overlay, picture, write_page
+from medgen.demo.session import QUICK, Session, Sizes, duration, read_grey, read_lines, words
+from medgen.demo.training import train_and_resume
+from medgen.doctor import device_name
+from medgen.sampling.source import find_pipeline
+
+PROMPTS = {
+    "normal": "Normal chest radiograph.",
+    "effusion-left": "Large left pleural effusion.",
+    "effusion-right": "Large right pleural effusion.",
+    "effusion-none": "No pleural effusion.",
+    "heart-mild": "Mild cardiomegaly.",
+    "heart-severe": "Severe cardiomegaly.",
+    "pneumothorax-right": "Large right pneumothorax.",
+    "pneumothorax-none": "No pneumothorax.",
+    "edema": "Severe pulmonary edema.",
+    "consolidation": "Severe consolidation in the right upper lobe.",
+    "nodule": "28 mm nodule in the left upper lobe.",
+    "hyperinflation": "Severe hyperinflation of the lungs with flattened diaphragms.",
+}
+"""Case id → prompt, all from one seed: side, size, finding and negation change, nothing else."""
+_ASKED = {
+    "effusion-left": ("pleural_effusion_left", "pleural_effusion_right"),
+    "effusion-right": ("pleural_effusion_right", "pleural_effusion_left"),
+    "effusion-none": ("pleural_effusion",), "heart-mild": ("cardiomegaly",), "heart-severe": ("cardiomegaly",),
+    "pneumothorax-right": ("pneumothorax_right", "pneumothorax_left"), "pneumothorax-none": ("pneumothorax",), "edema": ("edema",),
+    "consolidation": ("consolidation_right", "consolidation_left"), "nodule": ("nodule_left", "nodule_right"),
+    "hyperinflation": ("hyperinflation",), "normal": ("pleural_effusion", "cardiomegaly"),
+}  # fmt: skip
+"""Case id → what the classifier is asked under the film, the prompt's own finding first."""
+
+
+def demo(out: Path = Path("out/demo"), pipeline: str = "digital_chest", quick: bool = False) -> None:
+    """Sample, fine-tune, survive a kill, and evaluate the shipped pipeline; leaves OUT/index.html, one page to open.
+
+    Args:
+        out: folder of everything the demo writes.
+        pipeline: a shipped pipeline's name or a pipeline folder of the digital chest.
+        quick: fewer films and steps, for tests.
+    """
+    start = time.monotonic()
+    session = Session(out, find_pipeline(pipeline), QUICK if quick else Sizes())
+    out.mkdir(parents=True, exist_ok=True)
+    films, lines = sample_prompts(session)
+    patients, manifest = make_patients(session)
+    training = train_and_resume(session, manifest)
+    evaluation, drawn = measure(session, manifest)
+    first = lines[0]
+    now = datetime.datetime.now().astimezone()
+    write_page(out / "index.html", {
+        "command": "make demo" if os.environ.get("MAKELEVEL") else "medgen demo",
+        "duration": duration(sum(step["seconds"] for step in session.steps)),
+        "facts": [
+            ("this machine", device_name(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))),
+            ("model", first["model"]), ("weights", first["model_sha256"][:12]), ("films drawn", str(len(films) + drawn)),
+            ("steps, guidance", f"{first['num_inference_steps']}, {first['guidance_scale']:g}"), ("sampler", first["scheduler"]),
+        ],
+        "films": films, "patients": patients, "training": training, "evaluation": evaluation, "code": commands(session),
+        "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False), "steps": session.steps, "version": __version__,
+        "date": f"{now.day} {now:%B %Y, %H:%M}",
+    })  # fmt: skip
+    session.console.print(f"\nDone in {duration(time.monotonic() - start)}. Open this page:")
+    print((out / "index.html").resolve())
+
+
+def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One seed under every prompt of `PROMPTS`: the page's films with the judge's scores, and their metadata lines."""
+    from medgen.sampling.text_to_cxr import sample
+
+    with session.step("one patient-seed under a dozen prompts", "prompts") as folder:
+        cases = session.out / "prompts.jsonl"
+        cases.write_text("".join(json.dumps({"case_id": k, "prompt": v, "seed": 7, "n": 1}) + "\n" for k, v in PROMPTS.items()))
+        sample(session.name, folder, cases=str(cases))
+        lines = {line["case_id"]: line for line in read_lines(folder / "metadata.jsonl")}
+        grey = {case_id: read_grey(folder / line["file_name"]) for case_id, line in lines.items()}
+        scores = judge(grey)
+    films = []
+    for case_id, prompt in PROMPTS.items():
+        asked = _ASKED[case_id]
+        films.append({
+            "prompt": prompt, "marked": marked(prompt), "image": picture(grey[case_id]),
+            "change": None if case_id == "normal" else change(grey[case_id], grey["normal"]),
+            "scores": [(words(name), scores[case_id][name], name == asked[0] and case_id != "normal") for name in asked],
+        })  # fmt: skip
+    return films, [lines[case_id] for case_id in PROMPTS]
+
+
+def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
+    """Render digital patients that no shipped model has seen; the page's four, and the manifest."""
+    from medgen.digital.chest import write_dataset
+
+    with session.step("digital patients with known truth", "patients") as folder:
+        path = folder / "manifest.parquet"
+        if not path.exists():
+            write_dataset(folder, session.sizes.films, seed=20_260, size=session.preprocessing["size"])
+        manifest = read_manifest(path)
+        session.training_films = sum(record.split == "train" for record in manifest.records)
+    chosen: list[CXRRecord] = []
+    for name in ("pleural_effusion", "nodule", "pneumothorax", "consolidation"):  # what a mask shows well
+        chosen += [r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"}][:1]
+    return [patient_card(manifest, record) for record in chosen], path
+
+
+def patient_card(manifest: Manifest, record: CXRRecord) -> dict[str, Any]:
+    """Film, mask, report and numeric truth of one digital patient."""
+    who = {"F": "Woman", "M": "Man", None: "Patient"}[record.sex]
+    units = {"ml": "mL", "mm": "mm"}
+    truth = [("cardiothoracic ratio", f"{record.truth['cardiothoracic_ratio']:.2f}")]
+    for name, value in record.truth.items():
+        stem, _, unit = name.rpartition("_")
+        if unit in units:
+            truth.append((words(stem), f"{value:.0f} {units[unit]}"))
+    return {
+        "image": picture(read_grey(manifest.root / record.image)),
+        "mask": overlay(np.asarray(Image.open(manifest.root / record.extra["mask"]))),
+        "title": f"{who}, {record.age:.0f} years, {record.view}" if record.age else f"{who}, {record.view}",
+        "report": record.findings,
+        "truth": truth[:4],
+    }
+
+
+def judge(films: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """What the shipped independent classifier says of films [H,W] in [0,1]: probability of every output, by film."""
+    from medgen.models.classifier import FindingClassifier
+
+    model = FindingClassifier.from_pretrained(Path(__file__).parent / "pretrained" / "digital_chest_judge").float().eval()
+    with torch.inference_mode():
+        logits = model(torch.stack([torch.from_numpy(film)[None] * 2 - 1 for film in films.values()]))
+    return {key: dict(zip(model.outputs, row.sigmoid().tolist())) for key, row in zip(films, logits)}
