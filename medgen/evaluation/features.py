@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,9 @@ def load_encoder(name: str, device: torch.device | str | None = None) -> Feature
         return _transformer_encoder(name, path or RAD_DINO, place)
     if kind in ("xrv", "inception"):
         if not Path(path).is_file():
-            raise EvaluationError(f"encoder {name!r}: give a local weights file, as {kind}:FILE (nothing is at {path or '(no path)'})")
+            raise EvaluationError(
+                f"encoder {name!r}: give a local weights file, as {kind}:FILE (nothing is at {path or '(no path)'})"
+            )
         return (_xrv_encoder if kind == "xrv" else _inception_encoder)(Path(path), place)
     folder = Path(name)
     if (folder / "config.json").is_file():
@@ -102,7 +104,9 @@ def pixel_encoder(side: int = 32) -> FeatureEncoder:
 def _classifier_encoder(name: str, folder: Path, device: torch.device) -> FeatureEncoder:
     model = load_judge(folder, device)
     size = int(model.config["image_size"])
-    return FeatureEncoder(name, fingerprint(model, size), size, model.feature_dim, lambda images: model.features(images.to(device)))
+    return FeatureEncoder(
+        name, fingerprint(model, size), size, model.feature_dim, lambda images: model.features(images.to(device))
+    )
 
 
 def _transformer_encoder(name: str, source: str, device: torch.device) -> FeatureEncoder:
@@ -122,7 +126,9 @@ def _transformer_encoder(name: str, source: str, device: torch.device) -> Featur
         grey = (images.to(device) + 1) / 2
         return model(pixel_values=(grey.expand(-1, 3, -1, -1) - mean) / std).last_hidden_state[:, 0]
 
-    return FeatureEncoder(name, fingerprint(model, size, mean.tolist(), std.tolist()), size, int(model.config.hidden_size), encode)
+    return FeatureEncoder(
+        name, fingerprint(model, size, mean.tolist(), std.tolist()), size, int(model.config.hidden_size), encode
+    )
 
 
 def _xrv_encoder(path: Path, device: torch.device) -> FeatureEncoder:
@@ -165,7 +171,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
         raise EvaluationError(f"{path} is not a safetensors or weights-only file: {error}") from error
     except Exception as error:  # pickle.UnpicklingError and kin: what weights_only refuses
-        raise EvaluationError(f"{path} holds pickled code, which is not loaded; save its state_dict as .safetensors first") from error
+        raise EvaluationError(
+            f"{path} holds pickled code, which is not loaded; save its state_dict as .safetensors first"
+        ) from error
     if not isinstance(weights, dict):
         raise EvaluationError(f"{path} holds a {type(weights).__name__}, not a dict of tensors")
     return weights
@@ -180,7 +188,7 @@ def extract(images: ImageSet, encoder: FeatureEncoder, cache: Path, batch_size: 
     """
     folder = cache / f"{encoder.name.partition(':')[0]}-{encoder.fingerprint[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f"{_key('set', images.file_hashes)}.npy"
+    whole = folder / f"{_key('set', images)}.npy"
     if not whole.is_file():
         temporary = whole.with_suffix(".tmp")
         rows = open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(images), encoder.dim))
@@ -194,7 +202,7 @@ def extract(images: ImageSet, encoder: FeatureEncoder, cache: Path, batch_size: 
 
 
 def _chunk(part: ImageSet, encoder: FeatureEncoder, folder: Path, batch_size: int) -> Features:
-    path = folder / f"{_key('chunk', part.file_hashes)}.npy"
+    path = folder / f"{_key('chunk', part)}.npy"
     if path.is_file():
         return np.load(path)
     values = torch.cat([encoder.encode(batch).float().cpu() for batch in batches(part, encoder.size, batch_size)]).numpy()
@@ -208,5 +216,6 @@ def _chunk(part: ImageSet, encoder: FeatureEncoder, folder: Path, batch_size: in
     return values
 
 
-def _key(kind: str, hashes: Sequence[str]) -> str:
-    return f"{kind}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:32]}"
+def _key(kind: str, images: ImageSet) -> str:
+    content = f"{images.native}|{''.join(images.file_hashes)}"
+    return f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"

@@ -63,7 +63,8 @@ def kernel_distance(real: Features, fake: Features, seed: int, subsets: int = 20
     values = []
     for _ in range(subsets):
         first, second = (
-            torch.from_numpy(np.asarray(x[np.sort(rng.choice(len(x), size, replace=False))], dtype=np.float64)) for x in (real, fake)
+            torch.from_numpy(np.asarray(x[np.sort(rng.choice(len(x), size, replace=False))], dtype=np.float64))
+            for x in (real, fake)
         )
         values.append(float(poly_mmd(first, second)))
     return float(np.mean(values))
@@ -110,8 +111,14 @@ def population_metrics(real: Features, fake: Features, seed: int) -> dict[str, f
 
 
 def compare(
-    encoder: str, real: Features, real_groups: Sequence[str], fake: Features, fake_groups: Sequence[str], seed: int = 0,
-    splits: int = 10, replicates: int = 100,
+    encoder: str,
+    real: Features,
+    real_groups: Sequence[str],
+    fake: Features,
+    fake_groups: Sequence[str],
+    seed: int = 0,
+    splits: int = 10,
+    replicates: int = 100,
 ) -> Fidelity:
     """Fidelity of `fake` [N,D] against `real` [M,D], beside the real-vs-real floor at equal N.
 
@@ -129,7 +136,10 @@ def compare(
         )
     values, floors = _both(real, fake, triples, seed)
     halved = [
-        tuple(_half(part, groups, seed, number) for part, groups in zip(triple, (real_groups, real_groups, fake_groups), strict=True))
+        tuple(
+            _half(part, groups, seed, number)
+            for part, groups in zip(triple, (real_groups, real_groups, fake_groups), strict=True)
+        )
         for number, triple in enumerate(_equal_triples(real_groups, fake_groups, seed + 1, replicates))
     ]
     replicate_values, replicate_floors = _both(real, fake, halved, seed)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from medgen.data.images import PILLOW_SUFFIXES, load_image
@@ -29,13 +30,15 @@ class EvaluationError(ValueError):
 class ImageSet:
     """Images in a fixed order. `groups` says which of them belong together (patient, or case): they are never split apart.
 
-    `metadata` holds one dict per image: for generated images their line of metadata.jsonl.
+    `metadata` holds one dict per image: for generated images their line of metadata.jsonl. `native` is the side in pixels to which
+    every image is brought before anything else, so that real and generated images reach an encoder by the same way.
     """
 
     name: str
     paths: tuple[Path, ...]
     groups: tuple[str, ...]
     metadata: tuple[dict[str, Any], ...] = field(repr=False, default=())
+    native: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,7 +51,9 @@ class ImageSet:
     def take(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order."""
         metadata = tuple(self.metadata[i] for i in indices) if self.metadata else ()
-        return ImageSet(self.name, tuple(self.paths[i] for i in indices), tuple(self.groups[i] for i in indices), metadata)
+        return ImageSet(
+            self.name, tuple(self.paths[i] for i in indices), tuple(self.groups[i] for i in indices), metadata, self.native
+        )
 
 
 def read_generated(folder: str | Path) -> ImageSet:
@@ -61,6 +66,8 @@ def read_generated(folder: str | Path) -> ImageSet:
     if not folder.is_dir():
         raise EvaluationError(f"no folder {folder}; --generated names the folder that `medgen sample` wrote")
     files = sorted([*folder.glob("metadata*.jsonl"), *folder.glob("*/metadata*.jsonl")])
+    if not files and any(folder.glob(".metadata*.jsonl")):
+        raise EvaluationError(f"sampling into {folder} is not finished; run the same `medgen sample` command again, it continues")
     if not files:
         held = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
         raise EvaluationError(
@@ -73,9 +80,9 @@ def read_generated(folder: str | Path) -> ImageSet:
     paths = [line["_path"] for line in lines]
     if len(set(paths)) < len(paths):
         raise EvaluationError(f"{folder}: the same image is listed twice ({next(p for p in paths if paths.count(p) > 1)})")
-    check_same_size(paths)
+    native = check_same_size(paths)
     metadata = tuple({key: value for key, value in line.items() if key != "_path"} for line in lines)
-    return ImageSet(folder.name, tuple(paths), tuple(line["case_id"] for line in lines), metadata)
+    return ImageSet(folder.name, tuple(paths), tuple(line["case_id"] for line in lines), metadata, native)
 
 
 def _metadata_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -97,42 +104,61 @@ def _metadata_lines(file: Path) -> Iterator[dict[str, Any]]:
         yield {**line, "case_id": str(line["case_id"]), "_path": path}
 
 
-def check_same_size(paths: Sequence[Path]) -> None:
-    """Raise `EvaluationError` naming the first image whose size differs from that of the first one (headers only are read)."""
+def check_same_size(paths: Sequence[Path]) -> int | None:
+    """The longer side of the images in pixels (headers only are read; None for DICOM).
+
+    Raises `EvaluationError` naming the first image whose size differs from that of the first one.
+    """
     expected: tuple[int, int] | None = None
     for path in paths:
         if path.suffix.lower() not in PILLOW_SUFFIXES:
             continue
-        with Image.open(path) as image:
-            size = image.size
+        try:
+            with Image.open(path) as image:
+                size = image.size
+        except OSError as error:
+            raise EvaluationError(f"{path} cannot be read as an image: {error}") from None
         expected = expected or size
         if size != expected:
-            raise EvaluationError(f"{path} is {size[0]}x{size[1]} pixels, the others are {expected[0]}x{expected[1]}: mixed sizes")
+            raise EvaluationError(
+                f"{path} is {size[0]}x{size[1]} pixels, the others are {expected[0]}x{expected[1]}: mixed sizes"
+            )
+    return max(expected) if expected else None
 
 
-def reference_set(manifest: Manifest, views: Sequence[str] | None = None) -> ImageSet:
+def reference_set(manifest: Manifest, native: int | None = None, views: Sequence[str] | None = None) -> ImageSet:
     """The images of a manifest (of `views` only, if given), grouped by patient. Raises `EvaluationError` if none is left."""
     records = [record for record in manifest.records if views is None or record.view in views]
     if not records:
         raise EvaluationError(f"manifest {manifest.name!r} has no image of the views {', '.join(views or ())}")
     metadata = tuple({"record_id": r.record_id, "labels": r.labels, "record": r} for r in records)
-    return ImageSet(manifest.name, tuple(manifest.image_path(r) for r in records), tuple(r.patient_id for r in records), metadata)
+    return ImageSet(
+        manifest.name, tuple(manifest.image_path(r) for r in records), tuple(r.patient_id for r in records), metadata, native
+    )
 
 
 class _Pixels(Dataset[Tensor]):
-    def __init__(self, paths: Sequence[Path], size: int | None) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, images: ImageSet, size: int) -> None:
+        self.images, self.size = images, size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = load_image(self.paths[index], self.size)
-        if not torch.isfinite(image).all():
-            raise EvaluationError(f"{self.paths[index]} holds NaN or infinite pixels")
-        return image
+        return load_square(self.images.paths[index], self.size, self.images.native)
 
 
-def batches(images: ImageSet, size: int | None, batch_size: int = 32, workers: int = 0) -> Iterator[Tensor]:
+def batches(images: ImageSet, size: int, batch_size: int = 32, workers: int = 0) -> Iterator[Tensor]:
     """Images in order as [b,1,size,size] float32 in [-1,1]; only one batch is in memory at a time."""
-    yield from DataLoader(_Pixels(images.paths, size), batch_size, num_workers=workers)
+    yield from DataLoader(_Pixels(images, size), batch_size, num_workers=workers)
+
+
+def load_square(path: Path, size: int, native: int | None = None) -> Tensor:
+    """One image as [1,size,size] float32 in [-1,1], by way of `native` pixels. Raises `EvaluationError` for NaN or infinity."""
+    image = load_image(path, native or size)
+    if not torch.isfinite(image).all():
+        raise EvaluationError(f"{path} holds NaN or infinite pixels")
+    if image.shape[-1] == size:
+        return image
+    resized: Tensor = functional.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    return resized.clamp(-1, 1)

@@ -94,21 +94,19 @@ def interval(value: float, replicates: Sequence[float] | Floats, n: int, bounds:
     return Estimate(float(value), low, high, n)
 
 
-def group_bootstrap(
-    statistic: Callable[[Indices], float], groups: Sequence[str], seed: int, count: int = 1000
-) -> Estimate:
-    """`statistic` of all images, and its 95 % percentile interval over resampled groups (with replacement)."""
-    names = np.array(groups)
-    unique, member = np.unique(names, return_inverse=True)
-    members = [np.flatnonzero(member == i) for i in range(len(unique))]
+def group_bootstrap(statistic: Callable[[Indices], Floats], groups: Sequence[str], seed: int, count: int = 500) -> list[Estimate]:
+    """`statistic` [K] of all images, each with its 95 % percentile interval over resampled groups (with replacement)."""
+    unique, member = np.unique(np.array(groups), return_inverse=True)
+    members = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
     rng = np.random.default_rng(stable_seed("bootstrap", seed))
     draws = (np.concatenate([members[i] for i in rng.integers(0, len(unique), len(unique))]) for _ in range(count))
-    values = np.array([statistic(draw) for draw in draws])
-    value, values = statistic(np.arange(len(names))), values[np.isfinite(values)]
-    if len(values) < 2:
-        return Estimate(value, float("nan"), float("nan"), len(names))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), len(names))
+    replicates = np.stack([statistic(draw) for draw in draws])
+    estimates = []
+    for value, column in zip(statistic(np.arange(len(groups))), replicates.T, strict=True):
+        known = column[np.isfinite(column)]
+        low, high = np.quantile(known, [0.025, 0.975]) if len(known) > 1 and np.isfinite(value) else (np.nan, np.nan)
+        estimates.append(Estimate(float(value), float(low), float(high), len(groups)))
+    return estimates
 
 
 def wilson(successes: int, n: int) -> Estimate:

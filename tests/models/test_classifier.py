@@ -33,7 +33,11 @@ def targets(*labels: FindingLabel) -> dict[str, float | None]:
 )
 def test_targets_say_what_the_report_says_and_mask_what_it_does_not(labels, present, left, right):
     result = targets(*(FindingLabel("pleural_effusion", state, side) for state, side in labels))
-    assert (result["pleural_effusion"], result["pleural_effusion_left"], result["pleural_effusion_right"]) == (present, left, right)
+    assert (result["pleural_effusion"], result["pleural_effusion_left"], result["pleural_effusion_right"]) == (
+        present,
+        left,
+        right,
+    )
     assert result["nodule"] == 0  # not mentioned counts as absent
 
 
