@@ -130,7 +130,7 @@ def _text_to_cxr(recipe: Any) -> Example:
     from medgen.models.denoiser import SequenceTransformer
 
     vae = _settings(recipe.autoencoder.path, "vae", {"latent_channels": 4, "block_out_channels": [0] * 4})
-    words = _settings(recipe.text_encoder.path, "text_encoder", {"hidden_size": 768 if recipe.text_encoder.path.count("/") == 1 else 192})
+    words = _settings(recipe.text_encoder.path, "text_encoder", {"hidden_size": 768})
     side = recipe.data.preprocessing.size // (vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1))
     channels, width, tokens = vae["latent_channels"], words.get("hidden_size") or words["d_model"], recipe.text_encoder.max_tokens
     shape = recipe.denoiser.model_dump(exclude={"init_from"})

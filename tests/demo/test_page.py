@@ -18,6 +18,7 @@ GREY = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
 
 @pytest.fixture
 def content() -> dict[str, Any]:
+    mask = page.overlay(np.eye(64, dtype=np.uint8))
     film = {
         "prompt": "Small <left> effusion.",
         "marked": page.marked("Small <left> effusion."),
@@ -28,7 +29,7 @@ def content() -> dict[str, Any]:
     losses = [(step, 1 / step) for step in range(1, 9)]
     return {
         "command": "make demo", "duration": "3 min", "facts": [("model", "x")], "films": [film] * 4,
-        "patients": [{"image": film["image"], "mask": page.overlay(np.eye(64, dtype=np.uint8)), "title": "t", "report": "r", "truth": [("a", "1 mL")]}],
+        "patients": [{"image": film["image"], "mask": mask, "title": "t", "report": "r", "truth": [("a", "1 mL")]}],
         "training": {"films": 9, "steps": 8, "killed_at": 5, "verdict": "v", "events": [("kill", Markup("<b>k</b>"))],
                      "chart": page.loss_chart(losses, losses[:5], losses[4:])},
         "evaluation": {"words": "w", "rows": [{"name": "n", "value": "1", "meaning": "m"}], "chart_title": "c", "caution": "few",
