@@ -1,0 +1,136 @@
+"""What every manifest builder shares: the options, the quarantine, reading tables, and splitting by patient."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+from pydantic import Field, model_validator
+
+from medgen.config import Config
+from medgen.data.records import CXRRecord, Split, View
+from medgen.seeds import stable_seed
+
+
+class SourceError(ValueError):
+    """A data set's folder that is not in its own layout; the message says which file or column is wanted."""
+
+
+class SourceOptions(Config):
+    """What a builder may be asked."""
+
+    views: tuple[View, ...] = Field(("PA", "AP"), description="views to keep")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="patients for validation where the set has no official split")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="patients for testing where the set has no official split")
+    seed: int = Field(0, description="changes who goes where in a split that is not official")
+
+    @model_validator(mode="after")
+    def _some_patients_train(self) -> SourceOptions:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction and test_fraction leave no patient to train on")
+        return self
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A record that cannot be used, and why."""
+
+    record_id: str
+    reason: str
+
+
+# Images are given relative to the data set's folder; `build` makes them relative to the manifest's.
+Records: TypeAlias = Iterator["CXRRecord | Quarantined"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set's builder. `unpack` turns a set that is not files (npz) into a folder below the manifest's, first."""
+
+    summary: str
+    records: Callable[[Path, SourceOptions], Records]
+    unpack: Callable[[Path, Path], Path] | None = None
+
+
+def hashed_split(patient_id: str, options: SourceOptions) -> Split:
+    """The split of a patient by hash: the same on every machine, whatever other patients there are."""
+    position = stable_seed("split", options.seed, patient_id) / 2**63
+    if position < options.test_fraction:
+        return "test"
+    return "val" if position < options.test_fraction + options.val_fraction else "train"
+
+
+def read_rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a .csv or .csv.gz (UTF-8, with or without a byte-order mark) that has the columns `needed`.
+
+    Raises `SourceError` naming the missing file or columns.
+    """
+    if not path.is_file():
+        raise SourceError(f"no file at {path}")
+    how = {"mode": "rt", "encoding": "utf-8-sig", "newline": ""}
+    with gzip.open(path, **how) if path.suffix == ".gz" else path.open(**how) as file:  # type: ignore[call-overload]
+        try:
+            reader = csv.DictReader(file)
+            missing = [column for column in needed if column not in (reader.fieldnames or ())]
+            if missing:
+                raise SourceError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
+            for row in reader:
+                yield {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"{path} cannot be read as CSV (damaged?): {error}") from None
+
+
+def one_file(root: Path, *patterns: str) -> Path:
+    """The first file below `root` that matches one of `patterns`, tried in order. Raises `SourceError` naming them."""
+    for pattern in patterns:
+        found = sorted(root.glob(pattern))
+        if found:
+            return found[0]
+    raise SourceError(f"{root} holds none of {', '.join(patterns)}; is this the data set's folder?")
+
+
+def as_id(text: str) -> str:
+    """A record id from a path or name: letters, digits and . _ - only."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    return name or f"record-{stable_seed(text):x}"
+
+
+def as_age(text: str) -> float | None:
+    """Years from "58", "058Y" (DICOM, NIH), "18M" or "" (unknown); MIMIC-like stand-ins above 130 are unknown."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text.strip().upper())
+    if match is None:
+        return None
+    years = float(match.group(1)) / {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}[match.group(2)]
+    return years if years <= 130 else None
+
+
+def as_sex(text: str) -> Literal["F", "M"] | None:
+    """F or M from "F", "Female", "male" ...; None for anything else."""
+    first = text.strip()[:1].upper()
+    return cast(Literal["F", "M"], first) if first in ("F", "M") else None
+
+
+def as_date(text: str) -> str | None:
+    """ISO date from 21800506, 2180-05-06 or 2180-05-06T...; otherwise None."""
+    match = re.match(r"(\d{4})-?(\d{2})-?(\d{2})(?!\d)", text.strip())
+    if match is None or not (1 <= int(match.group(2)) <= 12 and 1 <= int(match.group(3)) <= 31):
+        return None
+    return "-".join(match.groups())
+
+
+def as_view(text: str) -> View:
+    """The view in a data set's own words ("PA", "postero-anterior", "AP LLD", "LL", "Frontal" ...)."""
+    words = text.strip().upper().replace("_", " ").replace("-", " ")
+    tokens = set(words.split())
+    if tokens & {"LATERAL", "LL", "RL", "XTABLE", "LAT", "LAO", "RAO", "LPO", "RPO", "SWIMMERS", "OBLIQUE"}:
+        return "LATERAL"
+    if "PA" in tokens or "POSTERO" in words or "POSTEROANTERIOR" in words:
+        return "PA"
+    if "AP" in tokens or "ANTERO" in words or "ANTEROPOSTERIOR" in words:
+        return "AP"
+    return "UNKNOWN"
