@@ -41,7 +41,8 @@ class Attention(nn.Module):
         self.backend: str | None = None
         self.to_q = nn.Linear(width, width, bias=False) if key_width else None
         self.to_kv = nn.Linear(key_width or width, 2 * width if key_width else 3 * width, bias=False)
-        self.norm_q, self.norm_k = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
+        # QK-norm (Dehghani 2023); LayerNorm is one fused kernel everywhere, RMSNorm is not on a CPU (half the time there)
+        self.norm_q, self.norm_k = (nn.LayerNorm(width // heads, eps=1e-6, bias=False) for _ in range(2))
         self.to_out = nn.Linear(width, width)
 
     def forward(
