@@ -61,7 +61,7 @@ def test_pneumothorax_is_darker_than_the_lung_it_replaces():
     mask = after.mask & (1 << FINDINGS.index("pneumothorax")) > 0
     assert mask.sum() > 50
     assert after.image[mask].mean() < before.image[mask].mean()
-    assert np.nonzero(mask)[1].min() > 96 // 2 - 4  # the patient's left is on the image's right
+    assert np.nonzero(mask)[1].mean() > 0.6 * 96  # the patient's left is on the image's right
 
 
 def test_cardiomegaly_widens_the_heart():
@@ -77,13 +77,14 @@ def test_nodule_has_the_size_it_says():
     assert truth["nodule_right_ml"] == pytest.approx(4 / 3 * np.pi * 1.5**3, rel=0.35)  # mL of a 30 mm ball
 
 
-def test_atelectasis_raises_its_diaphragm_and_hyperinflation_lowers_both():
-    def lung_area(image: np.ndarray) -> float:
-        return float((image < 0.45).mean())
+def test_hyperinflation_opens_the_lungs():
+    normal, inflated = film().image, film(Finding("hyperinflation", 1.0)).image
+    assert (inflated < 0.45).mean() > (normal < 0.45).mean() * 1.05
 
-    normal = film().image
-    assert lung_area(film(Finding("hyperinflation", 1.0)).image) > lung_area(normal) * 1.05
-    assert lung_area(film(Finding("atelectasis", 1.0, "left", "lower")).image) < lung_area(normal) * 0.97
+
+def test_atelectasis_raises_the_diaphragm_of_its_side():
+    normal, collapsed = (halves(film(*fs).image) for fs in ((), (Finding("atelectasis", 1.0, "left", "lower"),)))
+    assert collapsed["left"] - normal["left"] > 0.04 + abs(collapsed["right"] - normal["right"])
 
 
 def test_ap_magnifies_the_heart():
