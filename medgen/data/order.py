@@ -27,6 +27,10 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
         self.n, self.seed, self.batch_size, self.start, self.rank, self.world = n, seed, batch_size, start, rank, world
         self._permutations: dict[int, torch.Tensor] = {}
 
+    def position(self, start: int) -> int:
+        """Where in `item` this rank's part of the micro batch begins whose first sample, over all ranks, is `start`."""
+        return start + self.rank * self.batch_size
+
     def item(self, position: int) -> tuple[int, int]:
         """(epoch, index) of sample `position` of the run."""
         epoch, offset = divmod(position, self.n)
@@ -37,7 +41,7 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
 
     def batch(self, start: int) -> list[tuple[int, int]]:
         """This rank's part of the micro batch whose first sample, over all ranks, is `start`."""
-        first = start + self.rank * self.batch_size
+        first = self.position(start)
         return [self.item(first + i) for i in range(self.batch_size)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
