@@ -126,8 +126,7 @@ class ShardDataset(torch.utils.data.Dataset[dict[str, Any]]):
         item: dict[str, Any] = {}
         for name, entries in places.items():
             offset, size = entries[index - self.starts[shard]]
-            file.seek(offset)
-            data = file.read(size)
+            data = os.pread(file.fileno(), size, offset)  # a forked worker shares the file's position, so there must be none
             if len(data) != size:
                 raise ShardError(f"{self.root}/{self.names[shard]} is cut off: copy it again")
             if name == "json":
