@@ -40,16 +40,24 @@ def train(task: str, overrides: Sequence[str], config: Path) -> None:
 VERBS = {
     "doctor": Verb("what this machine can do, and what each recipe would need", "medgen.doctor:doctor"),
     "demo": Verb("sample, fine-tune, resume and evaluate the shipped pipeline; leaves one page to open", "medgen.demo.run:demo"),
-    "digital chest": Verb("make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"),
+    "digital chest": Verb(
+        "make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"
+    ),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
     "data check": Verb("check a manifest and every image it names", "medgen.data.build:check"),
     "train autoencoder": Verb("train a KL autoencoder on a manifest's images", train),
     "train text-encoder": Verb("train a small text encoder with its own tokenizer", train),
     "train classifier": Verb("train a finding classifier (judge and feature encoder)", train),
     "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
-    "sample text-to-cxr": Verb("sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"),
-    "evaluate text-to-cxr": Verb("measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"),
-    "evaluate cases": Verb("write the standard evaluation prompts of a held-out manifest", "medgen.evaluation.cases:write_alignment_cases"),
+    "sample text-to-cxr": Verb(
+        "sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"
+    ),
+    "evaluate text-to-cxr": Verb(
+        "measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"
+    ),
+    "evaluate cases": Verb(
+        "write the standard evaluation prompts of a held-out manifest", "medgen.evaluation.cases:write_alignment_cases"
+    ),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),

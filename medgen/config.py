@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,8 +32,6 @@ T = TypeVar("T", bound=Config)
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars (`no` is a word, 1e-4 a number, 2020-01-01 text), and a key given twice is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if repeated := next((key for key in keys if keys.count(key) > 1), None):
@@ -44,10 +42,9 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly what `_Loader` would not read back as text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
 
 for _style in (_Loader, _Dumper):
+    _style.yaml_implicit_resolvers = {}
     for _tag, _pattern, _first in (
         ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
         ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -71,7 +68,9 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
         try:
             _assign(values, key.split("."), yaml.load(text, _Loader))
         except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML; put text with special marks in quotes") from None
+            raise ConfigError(
+                f"override {override!r}: the value is not valid YAML; put text with special marks in quotes"
+            ) from None
         origin[key] = "the command line"
     try:
         return schema.model_validate(values)
@@ -88,7 +87,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1) if path.parent.is_dir() else []
+        near = (
+            difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1) if path.parent.is_dir() else []
+        )
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no configuration file at {path}{hint}") from None
     except (OSError, UnicodeError) as error:

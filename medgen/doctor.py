@@ -155,7 +155,11 @@ def _try(attention: Callable[[], torch.Tensor], expected: torch.Tensor) -> str:
         return "not installed"
     except (RuntimeError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return "not on this device" if said.startswith(("No viable backend", "No available kernel", "No operator found")) else said[:80]
+        return (
+            "not on this device"
+            if said.startswith(("No viable backend", "No available kernel", "No operator found"))
+            else said[:80]
+        )
     return "works" if difference < 0.02 else f"wrong by {difference:.2g}"
 
 
@@ -234,6 +238,11 @@ def _recipe_table(recipes: list[dict[str, Any]]) -> Any:
         memory = f"{needs['need_gb']:.1f} GB" if needs["fits"] else f"[red]{needs['need_gb']:.1f} GB, too much[/]"
         seconds = f"{needs['step_seconds']:.2g} s" if needs["step_seconds"] else "?"
         table.add_row(
-            name, f"{needs['parameters'] / 1e6:.1f} M", str(needs["batch_size"]), memory, f"{needs['step_flop'] / 1e12:.2g} TFLOP", seconds
+            name,
+            f"{needs['parameters'] / 1e6:.1f} M",
+            str(needs["batch_size"]),
+            memory,
+            f"{needs['step_flop'] / 1e12:.2g} TFLOP",
+            seconds,
         )
     return table

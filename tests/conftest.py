@@ -7,7 +7,12 @@ import os
 import pytest
 
 # Before torch or a tokenizer is imported; `make test` sets the same for what runs outside pytest.
-for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}.items():
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+}.items():
     os.environ.setdefault(name, value)
 
 _skipped: list[str] = []

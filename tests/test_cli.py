@@ -92,5 +92,7 @@ def test_what_is_not_ours_keeps_its_traceback(
 
 
 def test_the_installed_command_is_this_one() -> None:
-    done = subprocess.run([str(Path(sys.executable).with_name("medgen")), "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("medgen")), "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("medgen ")

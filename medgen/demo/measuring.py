@@ -45,10 +45,14 @@ def describe(metrics: dict[str, Any]) -> dict[str, Any]:
             rows.append(_row(f"{kind} pairs", metrics[kind]["accuracy"], meaning, percent=True))
     frechet = metrics["fidelity"]["metrics"]["frechet"]
     if frechet["ratio"]:
-        rows.append(_row("Fréchet distance ÷ floor", frechet["ratio"], "1: as close to digital patients as other digital patients are"))
+        rows.append(
+            _row("Fréchet distance ÷ floor", frechet["ratio"], "1: as close to digital patients as other digital patients are")
+        )
     if metrics["diversity"]:
         real = metrics["diversity"]["real"]["value"]
-        rows.append(_row("MS-SSIM within a prompt", metrics["diversity"]["generated"], f"1: always the same film; real pairs {real:.2f}"))
+        rows.append(
+            _row("MS-SSIM within a prompt", metrics["diversity"]["generated"], f"1: always the same film; real pairs {real:.2f}")
+        )
     shown = [(words(o["name"]), o["auroc"]["value"]) for o in findings["outputs"] if o["auroc"] and _is_finding(o["name"])]
     return {
         "words": f"{facts['images']} films were drawn from reports of digital patients that neither the model nor its judge ever saw, "

@@ -68,7 +68,9 @@ def code(text: str) -> Markup:
     return Markup("<pre>" + re.sub(r"(# .*)", r'<span class="c">\1</span>', str(escape(text.strip()))) + "</pre>")
 
 
-def loss_chart(whole: Sequence[tuple[int, float]], before: Sequence[tuple[int, float]], after: Sequence[tuple[int, float]]) -> Markup:
+def loss_chart(
+    whole: Sequence[tuple[int, float]], before: Sequence[tuple[int, float]], after: Sequence[tuple[int, float]]
+) -> Markup:
     """Loss per step of the run that was left alone, and of the one that was killed and went on."""
     figure, axes = _axes(7.2, 3.4)
     axes.plot(*zip(*whole), color=_SOFT, linewidth=5, alpha=0.45, solid_capstyle="round", label="left alone")
@@ -121,7 +123,9 @@ def _svg(figure: Any) -> Markup:
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "medgen"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     body = text.getvalue()
-    body = re.sub(r"font: [^;\"']*;?|font-family: [^;\"']*;?", lambda match: _without_family(match.group()), body[body.index("<svg") :])
+    body = re.sub(
+        r"font: [^;\"']*;?|font-family: [^;\"']*;?", lambda match: _without_family(match.group()), body[body.index("<svg") :]
+    )
     return Markup(body)
 
 

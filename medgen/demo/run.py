@@ -120,7 +120,9 @@ def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
         session.training_films = sum(record.split == "train" for record in manifest.records)
     chosen: list[CXRRecord] = []
     for name in ("pleural_effusion", "nodule", "pneumothorax", "consolidation"):  # what a mask shows well
-        chosen += [r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"}][:1]
+        chosen += [r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"}][
+            :1
+        ]
     return [patient_card(manifest, record) for record in chosen], path
 
 

@@ -56,7 +56,9 @@ class Session:
         times = json.loads(record.read_text()) if record.exists() else {}
         times[folder] = max(seconds, times.get(folder, 0.0))
         record.write_text(json.dumps(times))
-        self.steps.append({"name": name, "seconds": times[folder], "time": duration(times[folder]), "path": f"{self.out}/{folder}"})
+        self.steps.append(
+            {"name": name, "seconds": times[folder], "time": duration(times[folder]), "path": f"{self.out}/{folder}"}
+        )
 
     def say(self, text: str) -> None:
         """A line for the person who is watching."""

@@ -50,7 +50,14 @@ def test_the_page_is_one_file_that_needs_nothing_else(content: dict[str, Any], t
 def test_a_browser_shows_it(content: dict[str, Any], tmp_path: Path) -> None:
     index = page.write_page(tmp_path / "index.html", content)
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    command = ["chromium", *flags.split(), "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", index.as_uri()]
+    command = [
+        "chromium",
+        *flags.split(),
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        index.as_uri(),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert shown.stdout.count("<figure>") == 4
     assert shown.stdout.count("<svg") == 2
