@@ -137,10 +137,9 @@ class TextSampling:
 
     def draw(self, pipeline: Any, jobs: Sequence[Job[TextConditions]]) -> list[Trajectory[TextConditions]]:
         asked = [job.case.conditions for job in jobs]
-        negative = [conditions.negative_prompt or "" for conditions in asked]
         images = pipeline(
             prompt=[conditions.prompt for conditions in asked],
-            negative_prompt=negative if any(negative) else None,
+            negative_prompt=[conditions.negative_prompt or "" for conditions in asked],
             num_inference_steps=self.settings["num_inference_steps"],
             guidance_scale=self.settings["guidance_scale"],
             generator=[job.generator() for job in jobs],

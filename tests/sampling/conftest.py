@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion folder made with diffusers' own classes: what is sampled in these tests."""
+"""Tiny pipelines that these tests sample: Stable Diffusion made with diffusers' own classes, and medgen's own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
+from medgen.models.denoiser import SequenceTransformer
+from medgen.pipelines.text_to_cxr import TextToCXRPipeline
+from medgen.tasks.text_encoder import train_tokenizer
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -60,3 +65,24 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipeline.save_pretrained(str(folder / "tiny"))
     return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flow model with random weights (a fresh one would predict zero for every prompt)."""
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(
+        patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, mid_block_attention=False, sample_size=32
+    )
+    vae = build_autoencoder(shape)
+    words = train_tokenizer(["Large left pleural effusion.", "Large right pleural effusion. No pneumothorax."], 300, 32)
+    bert = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                      max_position_embeddings=64, pad_token_id=words.pad_token_id)  # fmt: skip
+    denoiser = SequenceTransformer(vae.config.latent_channels, 16, width=32, depth=2, heads=2)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = TextToCXRPipeline(vae, denoiser, BertModel(bert, add_pooling_layer=False), words, FlowMatchEulerDiscreteScheduler(),
+                                 preprocessing={"size": 32}, num_inference_steps=3, guidance_scale=2.0)  # fmt: skip
+    folder = tmp_path_factory.mktemp("pipelines") / "own"
+    pipeline.save_pretrained(str(folder))
+    return folder

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pydicom
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from medgen.data.dicom import read_dicom
 from medgen.sampling.cases import Case, CaseError, TextConditions
@@ -146,26 +149,45 @@ def test_a_killed_run_and_its_sibling_continue_to_the_same_files(pipeline_folder
     sample(pipeline_folder, tmp_path / "whole", cases=cases, **options)
     words = ["--pipeline", str(pipeline_folder), "--out", str(tmp_path / "out"), "--cases", str(cases), "--steps", "12"]
     command = [sys.executable, str(ROOT / "sample" / "text_to_cxr.py"), *words, "--batch-size", "2"]
-    shards = [  # as torchrun would start them
-        subprocess.Popen(
-            command,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    while shards[0].poll() is None and len(list((tmp_path / "out").glob("a_*[02468].png"))) < 3:
-        time.sleep(0.002)
-    shards[0].send_signal(signal.SIGKILL)
-    outputs = [shard.communicate(timeout=120)[0] for shard in shards]
-    assert [shard.returncode for shard in shards] == [-signal.SIGKILL, 0], outputs
+    environment = {**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # as torchrun sets it
+    with contextlib.ExitStack() as running:
+        shards = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in (0, 1)]
+        for shard in shards:
+            running.callback(shard.kill)
+        while shards[0].poll() is None and len(list((tmp_path / "out").glob("a_*[02468].png"))) < 3:
+            time.sleep(0.002)
+        shards[0].send_signal(signal.SIGKILL)
+        assert [shard.wait() for shard in shards] == [-signal.SIGKILL, 0]
     left = len(list((tmp_path / "out").glob("*.png")))
     assert 20 <= left < 40 and not (tmp_path / "out" / "metadata.jsonl").exists()
     result = sample(pipeline_folder, tmp_path / "out", cases=cases, **options)
     assert result.complete and 40 - left <= result.new <= 41 - left  # a kill between image and line costs that one image
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("scheduler", [None, "heun", "dpm++"])
+def test_our_own_pipeline_keeps_the_same_promises(own_folder: Path, tmp_path: Path, scheduler: str | None) -> None:
+    options = {"cases": CASES, "bit_depth": 16, "scheduler": scheduler, "progress": False}
+    sample(own_folder, tmp_path / "eight", batch_size=8, **options)
+    for shard in ("0/3", "1/3", "2/3"):
+        sample(own_folder, tmp_path / "shards", batch_size=1, shard=shard, **options)
+    assert files(tmp_path / "shards") == files(tmp_path / "eight")
+    assert lines(tmp_path / "eight")[0]["num_inference_steps"] == 3, "the pipeline's own number of steps"
+    images = [(tmp_path / "eight" / f"{name}_000.png").read_bytes() for name in ("left", "right", "none")]
+    assert len(set(images)) == 3
+    with pytest.raises(ValueError, match="for diffusion models"):
+        sample(own_folder, tmp_path / "wrong", prompt="x", scheduler="ddim")
+
+
+def test_weights_that_give_nan_write_no_image(pipeline_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pipeline_folder, broken)
+    weights = load_file(broken / "vae" / "diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.bias"][:] = float("nan")
+    save_file(weights, broken / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(SamplingError, match=r"case 'prompt', trajectory 0: the pipeline returned NaN"):
+        sample(broken, tmp_path / "out", prompt="effusion", steps=2, progress=False)
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_another_request_into_the_same_folder_names_what_differs(pipeline_folder: Path, whole: Path) -> None:
