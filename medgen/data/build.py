@@ -9,13 +9,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
@@ -57,7 +55,7 @@ def build(
     seed: int = 0,
     max_quarantined: float = 0.01,
     duplicates: Literal["perceptual", "exact", "keep"] = "perceptual",
-    processes: int | None = None,
+    threads: int | None = None,
 ) -> BuildReport:
     """Write the manifest of a public data set.
 
@@ -74,7 +72,7 @@ def build(
         seed: changes who goes where in a split by hash.
         max_quarantined: the largest part of the records that may be unusable before nothing is written.
         duplicates: leave out films that look the same and say the same, only identical files, or none.
-        processes: how many open images; default: one per core.
+        threads: how many open images; default: one per core.
     """
     if source not in SOURCES:
         raise BuildError(f"there is no source {source!r}; there are {', '.join(SOURCES)}")
@@ -102,7 +100,7 @@ def build(
             records.append(replace(item, image=f"{prefix}{item.image}", labels=labels))
     if not records and not held:
         raise BuildError(f"{root}: no {source} record of the views {', '.join(views)}")
-    inspections = _inspect([out.parent / record.image for record in records], duplicates == "perceptual", processes)
+    inspections = _inspect([out.parent / record.image for record in records], duplicates == "perceptual", threads)
     held += [Quarantined(r.record_id, i.problem) for r, i in zip(records, inspections, strict=True) if i.problem]
     usable = [(r, i) for r, i in zip(records, inspections, strict=True) if not i.problem]
     copies = {} if duplicates == "keep" else near_duplicates(usable, exact=duplicates == "exact")
@@ -117,15 +115,15 @@ def build(
     return report
 
 
-def check(manifest: Path, processes: int | None = None) -> str:
+def check(manifest: Path, threads: int | None = None) -> str:
     """Open every image a manifest names, count splits, views and labels, and raise `ManifestError` naming what is unusable.
 
     Args:
         manifest: a record manifest, .parquet or .jsonl.
-        processes: how many open images; default: one per core.
+        threads: how many open images; default: one per core.
     """
     read: Manifest = read_manifest(manifest)
-    inspections = _inspect([read.image_path(record) for record in read.records], False, processes)
+    inspections = _inspect([read.image_path(record) for record in read.records], False, threads)
     _console().print(_table(read.records, f"{read.name}: {len(read)} records"))
     broken = [f"{r.record_id}: {i.problem}" for r, i in zip(read.records, inspections, strict=True) if i.problem]
     if broken:
@@ -162,15 +160,10 @@ def _problem(record: CXRRecord) -> str | None:
     return None
 
 
-def _inspect(paths: Sequence[Path], perceptual: bool, processes: int | None) -> list[Inspection]:
-    """What each image is, in order, on several processes."""
-    count = processes or len(os.sched_getaffinity(0))
-    flags = [perceptual] * len(paths)
-    if count == 1 or len(paths) < 64:
-        return list(track(map(inspect_image, paths, flags), total=len(paths), description="opening images", console=_console()))
-    # Spawned, not forked: OpenMP does not survive a fork. One thread each: the processes are the parallelism.
-    with ProcessPoolExecutor(count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = pool.map(inspect_image, paths, flags, chunksize=16)
+def _inspect(paths: Sequence[Path], perceptual: bool, threads: int | None) -> list[Inspection]:
+    """What each image is, in order. Threads suffice: decoding and resizing hold no interpreter lock."""
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        done = pool.map(inspect_image, paths, [perceptual] * len(paths))
         return list(track(done, total=len(paths), description="opening images", console=_console()))
 
 
@@ -226,4 +219,3 @@ def _table(records: Sequence[CXRRecord], title: str) -> Table:
 
 def _console() -> Console:
     return Console(stderr=True)
-

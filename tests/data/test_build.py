@@ -72,12 +72,21 @@ def test_what_cannot_be_used_is_quarantined_by_name(tmp_path: Path) -> None:
     (root / "2.png").write_bytes((root / "2.png").read_bytes()[:200])
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / "5.png")
     with (root / "metadata.jsonl").open("a") as file:
-        file.write("\n" + json.dumps({"file_name": "../secret.png", "text": "Effusion."}) + "\n" + json.dumps({"text": "No file."}))
+        file.write(
+            "\n" + json.dumps({"file_name": "../secret.png", "text": "Effusion."}) + "\n" + json.dumps({"text": "No file."})
+        )
     out = tmp_path / "set" / "manifest.parquet"
     report = build("imagefolder", root, out, max_quarantined=0.9)
     assert report.records == 2 and {r.record_id for r in read_manifest(out).records} == {"0", "6"}
     reasons = quarantine(out)
-    said = {"1": "no image at", "2": "cannot be decoded", "3": "no words", "4": "no words", "5": "shows nothing", "secret": "path outside"}
+    said = {
+        "1": "no image at",
+        "2": "cannot be decoded",
+        "3": "no words",
+        "4": "no words",
+        "5": "shows nothing",
+        "secret": "path outside",
+    }
     assert all(words in reasons[name] for name, words in said.items())
     assert len(reasons) == 7 and any("has no file_name" in reason for reason in reasons.values())
     assert report.quarantined["no words"] == 2 and report.quarantined["missing image"] == 1
@@ -86,7 +95,9 @@ def test_what_cannot_be_used_is_quarantined_by_name(tmp_path: Path) -> None:
 def test_too_much_quarantine_writes_no_manifest_but_the_list(tmp_path: Path) -> None:
     root, out = folder(tmp_path / "set", [{}, {}, {}]), tmp_path / "set" / "manifest.parquet"
     (root / "1.png").unlink()
-    with pytest.raises(BuildError, match=r"1 of 3 records are unusable \(1 missing image; first: 1: no image at .*max_quarantined=0.01"):
+    with pytest.raises(
+        BuildError, match=r"1 of 3 records are unusable \(1 missing image; first: 1: no image at .*max_quarantined=0.01"
+    ):
         build("imagefolder", root, out)
     assert not out.exists() and "1" in quarantine(out)
 
@@ -94,7 +105,12 @@ def test_too_much_quarantine_writes_no_manifest_but_the_list(tmp_path: Path) -> 
 def test_near_duplicates_are_kept_once(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {},
-        {"number": 0, "shift": 20, "text": "Small left pleural effusion of patient 0.", "patient_id": "p0"},  # brighter, same words
+        {
+            "number": 0,
+            "shift": 20,
+            "text": "Small left pleural effusion of patient 0.",
+            "patient_id": "p0",
+        },  # brighter, same words
         {"number": 0, "text": "Large right pleural effusion.", "patient_id": "p0"},  # same patient, other words: stays
         {"number": 0, "shift": 5, "text": "Other words.", "patient_id": "stranger"},  # one film of two patients: cannot be
         {"text": "Small left pleural effusion of patient 0.", "patient_id": "p0"},  # same words, another film: stays
@@ -111,7 +127,7 @@ def test_split_by_patient_is_stable_and_has_the_asked_size(tmp_path: Path) -> No
     rows: list[dict[str, object]] = [{"patient_id": f"p{i // 2}", "text": f"Nodule {i}."} for i in range(80)]
     root = folder(tmp_path / "set", rows)
     out = tmp_path / "set" / "a.parquet"
-    build("imagefolder", root, out, val_fraction=0.2, test_fraction=0.3, processes=2)
+    build("imagefolder", root, out, val_fraction=0.2, test_fraction=0.3, threads=3)
     split = {r.patient_id: r.split for r in read_manifest(out).records}
     counts = [sum(s == name for s in split.values()) for name in ("train", "val", "test")]
     assert sum(counts) == 40 and all(count > 2 for count in counts)

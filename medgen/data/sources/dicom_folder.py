@@ -46,7 +46,10 @@ def records(root: Path, options: SourceOptions) -> Records:
         except DicomError as error:
             yield Quarantined(_hash("file", name), str(error))
             continue
-        if header.get("Modality") not in ("DX", "CR"):
+        modality = header.get("Modality")
+        if not modality:
+            yield Quarantined(_hash("file", name), f"{name} says no modality (cut off?)")
+        if modality not in ("DX", "CR"):
             continue
         if header.get("PresentationIntentType") == "FOR PROCESSING":
             yield Quarantined(_hash("file", name), f"{name} is For Processing: use the For Presentation image of this series")
