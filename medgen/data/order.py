@@ -72,6 +72,12 @@ def loader(
 ) -> DataLoader[Any]:
     """An endless loader over `order`. Its own generator keeps worker seeding away from the global one."""
     return DataLoader(
-        EpochView(dataset), batch_sampler=order, collate_fn=collate, num_workers=workers, pin_memory=pin,
-        persistent_workers=workers > 0, prefetch_factor=4 if workers else None, generator=torch.Generator(),
+        EpochView(dataset),
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
     )

@@ -133,7 +133,9 @@ class ShardDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 item |= json.loads(data)
             else:
                 array = np.load(io.BytesIO(data), allow_pickle=False)
-                item[name.removesuffix(".npy")] = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array)
+                item[name.removesuffix(".npy")] = torch.from_numpy(
+                    array.astype(np.float32) if array.dtype == np.float16 else array
+                )
         return item
 
     def order(self, seed: int, batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> ShardOrder:

@@ -81,7 +81,9 @@ class TrainConfig(Config):
     out: Path = Field(..., description="folder of the run; the same command again resumes it")
     seed: int = 0
     steps: int = Field(..., gt=0)
-    stop_at: int | None = Field(None, gt=0, description="end here; the schedule still goes to `steps`, so that a later run can go on")
+    stop_at: int | None = Field(
+        None, gt=0, description="end here; the schedule still goes to `steps`, so that a later run can go on"
+    )
     batch_size: int = Field(16, gt=0)
     accumulate: int = Field(1, gt=0, description="micro batches per optimiser step")
     learning_rate: float = Field(1e-4, gt=0)

@@ -12,8 +12,19 @@ from medgen.tasks.base import TrainConfig
 _FREE = {
     f"train.{name}"
     for name in (
-        "out", "stop_at", "log_every", "checkpoint_every", "keep", "workers", "preflight", "preview_every", "validate_every",
-        "validation_batches", "max_nonfinite", "tensorboard", "wandb_project",
+        "out",
+        "stop_at",
+        "log_every",
+        "checkpoint_every",
+        "keep",
+        "workers",
+        "preflight",
+        "preview_every",
+        "validate_every",
+        "validation_batches",
+        "max_nonfinite",
+        "tensorboard",
+        "wandb_project",
     )
 }
 
@@ -34,7 +45,8 @@ def open_folder(config: TrainConfig, run_config: Config) -> None:
     if differing:
         lines = [f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing]
         raise ConfigError(
-            f"{config.out} was made by another configuration:\n" + "\n".join(lines)
+            f"{config.out} was made by another configuration:\n"
+            + "\n".join(lines)
             + "\nChoose another train.out, or take these values back to continue it"
         )
     if before != now:

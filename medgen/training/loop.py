@@ -73,7 +73,9 @@ class Trainer:
         AcceleratorState._reset_state()  # a notebook trains several tasks, each with its own precision
         self.task, self.config, self.run_config = task, config, run_config
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate, cpu=config.cpu,
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.accumulate,
+            cpu=config.cpu,
             step_scheduler_with_optimizer=False,
         )
         self.device, self.dtype = self.accelerator.device, _DTYPES[config.mixed_precision]
@@ -106,12 +108,12 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Take the remaining steps, then export."""
-        batches = self._batches()
+        batches = self.batches()
         if self.step and not self._border(fresh=False):
             return self._stop()
         started, measured_from = time.monotonic(), self.step
         while self.step < self.config.last_step:
-            values = self._step(batches)
+            values = self.take_step(batches)
             if values is None:
                 return self._stop()
             stop = values.pop("stop")
@@ -142,14 +144,14 @@ class Trainer:
     def _step_samples(self) -> int:
         return self.config.batch_size * self.world * self.config.accumulate
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[dict[str, Any]]:
         where = (self.config.seed, self.config.batch_size, self.samples, self.rank, self.world)
         sharded = hasattr(self.dataset, "order")  # reads fastest in an order of its own, just as pure a function of its place
         self.order: SampleOrder = self.dataset.order(*where) if sharded else SampleOrder(len(self.dataset), *where)
         pin = self.device.type == "cuda"
         return iter(loader(self.dataset, self.order, self.task.collate, self.config.workers, pin))
 
-    def _step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float] | None:
+    def take_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float] | None:
         """Accumulate, check, update. Returns the step's means over micro batches and ranks; None if stopped before the update."""
         logs: dict[str, list[Tensor]] = {}
         for trained in self.trained:
@@ -251,9 +253,7 @@ class Trainer:
         values = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
         self.last = {**self.last, **values}
-        rates = {
-            "lr" if i == 0 else f"{t.name}/lr": float(t.scheduler.get_last_lr()[0]) for i, t in enumerate(self.trained)
-        }
+        rates = {"lr" if i == 0 else f"{t.name}/lr": float(t.scheduler.get_last_lr()[0]) for i, t in enumerate(self.trained)}
         values |= {"epoch": self.samples / len(self.dataset), "samples": self.samples, **rates}
         self.report.log("train", self.step, {**values, "samples_per_second": rate, "memory_gb": memory_gb(self.device)})
 
@@ -265,7 +265,11 @@ class Trainer:
                 if not self._validate():
                     return False
             self.validated_step = self.step
-        if fresh and self.config.preview_every and (self.step % self.config.preview_every == 0 or self.step == self.config.last_step):
+        if (
+            fresh
+            and self.config.preview_every
+            and (self.step % self.config.preview_every == 0 or self.step == self.config.last_step)
+        ):
             if self.accelerator.is_main_process:
                 with self._averaged(), torch.no_grad():
                     self.report.pictures(self.step, self.task.preview(self.modules, self.config.seed))
@@ -328,9 +332,17 @@ class Trainer:
         modules = {trained.name: trained.save(folder) for trained in self.trained}
         scaler = self.accelerator.scaler
         state = {
-            "step": self.step, "samples": self.samples, "bad_in_a_row": self.bad_in_a_row, "validated_step": self.validated_step,
-            "window": self.window, "last": self.last, "metrics_bytes": self.report.durable_bytes(), "world": self.world,
-            "dataset_length": self._data()[0], "fingerprint": self._data()[1], "modules": modules,
+            "step": self.step,
+            "samples": self.samples,
+            "bad_in_a_row": self.bad_in_a_row,
+            "validated_step": self.validated_step,
+            "window": self.window,
+            "last": self.last,
+            "metrics_bytes": self.report.durable_bytes(),
+            "world": self.world,
+            "dataset_length": self._data()[0],
+            "fingerprint": self._data()[1],
+            "modules": modules,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         (folder / "state.json").write_text(json.dumps(state, indent=1))

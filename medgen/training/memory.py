@@ -62,7 +62,9 @@ def check_memory(
     """
     per_sample = activations / samples
     parts = {
-        "gradients": 4 * parameters, "optimiser": 8 * parameters, "average": 4 * averaged,
+        "gradients": 4 * parameters,
+        "optimiser": 8 * parameters,
+        "average": 4 * averaged,
         f"activations ({config.batch_size} × {per_sample / 1e6:.1f} MB)": round(per_sample * config.batch_size),
     }
     need, free = sum(parts.values()), round(free_bytes(device) * _RESERVE)

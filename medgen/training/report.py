@@ -46,14 +46,21 @@ class Reporter:
             import wandb
 
             self._wandb = wandb.init(
-                project=config.wandb_project, name=config.out.name, id=config.out.name, resume="allow",
+                project=config.wandb_project,
+                name=config.out.name,
+                id=config.out.name,
+                resume="allow",
                 config=run_config.model_dump(mode="json"),
             )
         self._console = Console(stderr=True)
         if self._console.is_terminal:
             self._live = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"), console=self._console,
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
             )
             self._bar = self._live.add_task(config.out.name, total=config.steps, completed=step, text="")
             self._live.start()

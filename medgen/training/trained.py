@@ -43,8 +43,12 @@ class TrainedModule:
             raise ValueError(f"module {name!r} of task {task.name!r} has no parameter to train")
         others = {key: value for key, value in modules.items() if key != name}
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.learning_rates.get(name, config.learning_rate), betas=config.betas, eps=config.eps,
-            weight_decay=config.weight_decay, fused=True,
+            self.parameters(),
+            lr=config.learning_rates.get(name, config.learning_rate),
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.scheduler = get_scheduler(
             config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
@@ -54,8 +58,12 @@ class TrainedModule:
         self.ema: EMAModel | None = None
         if config.ema and name not in config.ema.exclude:
             self.ema = EMAModel(
-                self.parameters(), decay=config.ema.decay, use_ema_warmup=config.ema.warmup, inv_gamma=config.ema.inv_gamma,
-                power=config.ema.power, foreach=True,
+                self.parameters(),
+                decay=config.ema.decay,
+                use_ema_warmup=config.ema.warmup,
+                inv_gamma=config.ema.inv_gamma,
+                power=config.ema.power,
+                foreach=True,
             )
 
     def parameters(self) -> list[nn.Parameter]:

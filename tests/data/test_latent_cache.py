@@ -109,4 +109,6 @@ def test_a_half_written_entry_is_written_again(tmp_path: Path) -> None:
     index = tmp_path / "key/part-00000-0.jsonl"
     index.write_text(index.read_text()[:-9])  # a kill in the middle of a line
     cache = TokenCache.build(tmp_path, ["edema", "nodule"], embed, "key")
-    assert torch.equal(cache["nodule"], embed(["nodule"])[0][0].half()) and torch.equal(cache["edema"], embed(["edema"])[0][0].half())
+    assert torch.equal(cache["nodule"], embed(["nodule"])[0][0].half()) and torch.equal(
+        cache["edema"], embed(["edema"])[0][0].half()
+    )

@@ -43,8 +43,12 @@ class Launch:
             environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
             if world > 1:
                 environment |= {
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world),
+                    "LOCAL_WORLD_SIZE": str(world),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
                 }
             process = _CONTEXT.Process(target=child, args=(str(path), environment, str(self.log)))
             process.start()

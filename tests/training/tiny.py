@@ -55,8 +55,14 @@ class TinyTask:
     def modules(self) -> dict[str, nn.Module]:
         # Dropout draws from the global generator, batch norm has running statistics, the convolution is not contiguous in memory.
         model = nn.Sequential(
-            nn.Linear(6, 32), nn.Dropout(0.2), nn.GELU(), nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4),
-            nn.Flatten(), nn.Linear(16, 6),
+            nn.Linear(6, 32),
+            nn.Dropout(0.2),
+            nn.GELU(),
+            nn.Unflatten(1, (2, 4, 4)),
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(16, 6),
         )
         return {"model": model.to(memory_format=torch.channels_last), "discriminator": nn.Linear(6, 1)}
 
@@ -94,9 +100,22 @@ class TinyTask:
 def recipe(out: Path, **values: Any) -> TinyRecipe:
     """Micro batches of 4, two per step: 22 samples give epochs that end inside an accumulation."""
     train = {
-        "out": out, "steps": 14, "batch_size": 4, "accumulate": 2, "learning_rate": 0.01, "warmup_steps": 3, "mixed_precision": "no",
-        "cpu": True, "checkpoint_every": 4, "validate_every": 6, "validation_batches": 2, "preview_every": 0, "log_every": 3,
-        "tensorboard": False, "preflight": False, **values.pop("train", {}),
+        "out": out,
+        "steps": 14,
+        "batch_size": 4,
+        "accumulate": 2,
+        "learning_rate": 0.01,
+        "warmup_steps": 3,
+        "mixed_precision": "no",
+        "cpu": True,
+        "checkpoint_every": 4,
+        "validate_every": 6,
+        "validation_batches": 2,
+        "preview_every": 0,
+        "log_every": 3,
+        "tensorboard": False,
+        "preflight": False,
+        **values.pop("train", {}),
     }
     return TinyRecipe(train=TrainConfig(**train), **values)
 
