@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medgen.config import ConfigError, load_config
+from medgen.config import load_config
 from medgen.models.folders import component
 from medgen.training.run import TASKS
 
@@ -65,13 +65,14 @@ def estimate(task: str, path: Path) -> Estimate:
     try:
         module_name, schema, _ = TASKS[task]
         recipe: Any = load_config(getattr(importlib.import_module(module_name), schema), path)
-        with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+        # transformers looks at the values of a mask: its small encoder is built for real
+        with torch.device("cpu" if task == "text-encoder" else "meta"), contextlib.redirect_stdout(io.StringIO()):
             model, forward = _EXAMPLES[task](recipe)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
             activations, flop = _measure(model, forward)
-    except (ConfigError, OSError, ImportError) as error:
-        return Estimate(task, name, problem=str(error).strip().splitlines()[0])
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        return Estimate(task, name, problem="; ".join(str(error).strip().splitlines()[:3]))
     train = recipe.train
     half = train.mixed_precision != "no"
     # fp32 weights, gradients, two moments, and the average

@@ -23,7 +23,7 @@ def measure(session: Session, manifest: Path) -> tuple[dict[str, Any], int]:
         cases = session.out / "cases.jsonl"
         if not cases.exists():
             write_alignment_cases(manifest, cases, n=sizes.measured, pairs=sizes.pairs, repeats=2, split=None)
-        sample(session.name, generated, cases=str(cases))
+        sample(session.name, generated, cases=str(cases), steps=sizes.sampling_steps)
     with session.step("measured against real digital patients", "evaluation") as folder:
         evaluate(generated, manifest, folder, split="all")
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))

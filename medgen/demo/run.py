@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from medgen.demo.measuring import measure
 from medgen.demo.page import change, marked, overlay, picture, write_page
 from medgen.demo.session import QUICK, Session, Sizes, duration, read_grey, read_lines, words
 from medgen.demo.training import train_and_resume
+from medgen.digital.chest import write_dataset
 from medgen.doctor import device_name
+from medgen.evaluation.features import load_judge
 from medgen.sampling.source import find_pipeline
+from medgen.sampling.text_to_cxr import sample
 
 PROMPTS = {
     "normal": "Normal chest radiograph.",
@@ -88,12 +92,10 @@ def demo(out: Path = Path("out/demo"), pipeline: str = "digital_chest", quick: b
 
 def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One seed under every prompt of `PROMPTS`: the page's films with the judge's scores, and their metadata lines."""
-    from medgen.sampling.text_to_cxr import sample
-
     with session.step("one patient-seed under a dozen prompts", "prompts") as folder:
         cases = session.out / "prompts.jsonl"
         cases.write_text("".join(json.dumps({"case_id": k, "prompt": v, "seed": 7, "n": 1}) + "\n" for k, v in PROMPTS.items()))
-        sample(session.name, folder, cases=str(cases))
+        sample(session.name, folder, cases=str(cases), steps=session.sizes.sampling_steps)
         lines = {line["case_id"]: line for line in read_lines(folder / "metadata.jsonl")}
         grey = {case_id: read_grey(folder / line["file_name"]) for case_id, line in lines.items()}
         scores = judge(grey)
@@ -110,8 +112,6 @@ def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[st
 
 def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
     """Render digital patients that no shipped model has seen; the page's four, and the manifest."""
-    from medgen.digital.chest import write_dataset
-
     with session.step("digital patients with known truth", "patients") as folder:
         path = folder / "manifest.parquet"
         if not path.exists():
@@ -120,9 +120,8 @@ def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
         session.training_films = sum(record.split == "train" for record in manifest.records)
     chosen: list[CXRRecord] = []
     for name in ("pleural_effusion", "nodule", "pneumothorax", "consolidation"):  # what a mask shows well
-        chosen += [r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"}][
-            :1
-        ]
+        showing = (r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"})
+        chosen += list(islice(showing, 1))
     return [patient_card(manifest, record) for record in chosen], path
 
 
@@ -146,9 +145,7 @@ def patient_card(manifest: Manifest, record: CXRRecord) -> dict[str, Any]:
 
 def judge(films: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """What the shipped independent classifier says of films [H,W] in [0,1]: probability of every output, by film."""
-    from medgen.models.classifier import FindingClassifier
-
-    model = FindingClassifier.from_pretrained(Path(__file__).parent / "pretrained" / "digital_chest_judge").float().eval()
+    model = load_judge(device="cpu")
     with torch.inference_mode():
         logits = model(torch.stack([torch.from_numpy(film)[None] * 2 - 1 for film in films.values()]))
     return {key: dict(zip(model.outputs, row.sigmoid().tolist())) for key, row in zip(films, logits)}

@@ -28,9 +28,10 @@ class Sizes:
     checkpoint_every: int = 5
     measured: int = 64
     pairs: int = 6
+    sampling_steps: int | None = None  # None: as many as the pipeline itself takes
 
 
-QUICK = Sizes(films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, pairs=2)
+QUICK = Sizes(films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, pairs=2, sampling_steps=4)
 """For tests."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,5 +56,5 @@ class FrameBatch:
 
     def to(self, device: torch.device | str) -> FrameBatch:
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return FrameBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return FrameBatch(**{name: value if value is None else value.to(device) for name, value in given.items()})

@@ -136,7 +136,8 @@ def denoising_loss(denoiser: nn.Module, objective: Objective, frames: FrameBatch
     """One training example of every task: noise the unknown frames of `frames`, denoise them, compare. Scalar."""
     x0 = frames.latents.float()
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-    levels = objective.sample_levels(*frames.times.shape, frames.known, generator)
+    batch, count = frames.times.shape
+    levels = objective.sample_levels(batch, count, frames.known, generator)
     prediction = denoiser(
         objective.add_noise(x0, noise, levels),
         levels,

@@ -151,7 +151,7 @@ def _pair(generated: ImageSet, pair_id: str, variants: dict[str, int]) -> Pair:
     if lines[0].get("seed") != lines[1].get("seed"):
         raise EvaluationError(f"pair {pair_id!r} was sampled from two seeds ({lines[0].get('seed')}, {lines[1].get('seed')})")
     said = [{label.name: label for label in label_text(str(line["prompt"])) if label.state == "present"} for line in lines]
-    sides = [{name: label.side for name, label in labels.items()} for labels in said]
+    sides: list[dict[str, str | None]] = [{name: label.side for name, label in labels.items()} for labels in said]
     differing = [name for name in FINDINGS if sides[0].get(name, "no") != sides[1].get(name, "no")]
     expected = [("left", "right")] if kind == "laterality" else [(side, "no") for side in (None, "left", "right", "bilateral")]
     if len(differing) != 1 or (sides[0].get(differing[0], "no"), sides[1].get(differing[0], "no")) not in expected:

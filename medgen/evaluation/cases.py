@@ -90,18 +90,19 @@ def _balanced(pool: dict[str, tuple[FindingLabel, ...]]) -> Iterator[str]:
     """Prompts in turns over (finding, side) and normal, each prompt once: rare strata come as often as common ones while they last."""
     strata: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     for prompt, labels in pool.items():
-        for key in [(label.name, label.side) for label in _present(labels)] or [("normal", None)]:
+        stated: list[tuple[str, str | None]] = [(label.name, label.side) for label in _present(labels)]
+        for key in stated or [("normal", None)]:
             strata[key].append(prompt)
     queues = [iter(strata[key]) for key in sorted(strata, key=str)]
     used: set[str] = set()
     while queues:
         for queue in list(queues):
-            prompt = next((candidate for candidate in queue if candidate not in used), None)
-            if prompt is None:
+            fresh = next((candidate for candidate in queue if candidate not in used), None)
+            if fresh is None:
                 queues.remove(queue)
                 continue
-            used.add(prompt)
-            yield prompt
+            used.add(fresh)
+            yield fresh
 
 
 def _lateral(pool: dict[str, tuple[FindingLabel, ...]]) -> dict[str, list[tuple[str, str]]]:

@@ -95,7 +95,7 @@ def population_plot(real: Features, fake: Features, largest: int = 1500) -> str:
     for values, colour, label in ((real, REAL, "real"), (fake, GENERATED, "generated")):
         step = max(len(values) // largest, 1)
         points = (np.asarray(values[::step], dtype=np.float64) - gaussian.mean) @ directions
-        axes.scatter(*points.T, s=9, color=colour, alpha=0.5, linewidths=0, label=label)
+        axes.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=0.5, linewidths=0, label=label)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("first principal component of the real images", color=INK, fontsize=9)

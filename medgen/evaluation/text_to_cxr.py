@@ -110,8 +110,11 @@ def _search_copies(
     train_set = reference_set(training, images.native, FRONTAL)
     _say(f"searching {len(train_set)} training images for copies")
     groups, pixels = list(images.groups), pixel_encoder()
-    arrays = [("features", fake_features, extract(train_set, encoder, cache), real_features)]
-    arrays += [("pixels", *(extract(part, pixels, cache) for part in (images, train_set, real)))]
+    fake_pixels, train_pixels, real_pixels = (extract(part, pixels, cache) for part in (images, train_set, real))
+    arrays = [
+        ("features", fake_features, extract(train_set, encoder, cache), real_features),
+        ("pixels", fake_pixels, train_pixels, real_pixels),
+    ]
     return train_set, tuple(memorisation(space, fake, groups, near, far, seed) for space, fake, near, far in arrays)
 
 
