@@ -24,7 +24,7 @@ from medgen.data.records import FINDINGS, SPLITS, CXRRecord, Manifest, ManifestE
 from medgen.data.report_labels import label_text
 from medgen.data.report_text import clean_report
 from medgen.data.sources import SOURCES
-from medgen.data.sources.base import Quarantined, SourceOptions
+from medgen.data.sources.base import Quarantined, Records, SourceOptions
 
 
 class BuildError(ValueError):
@@ -88,16 +88,7 @@ def build(
     if entry.unpack is not None:
         root = entry.unpack(root, out.parent)
     prefix = _prefix(root, out.parent, source)
-    held: list[Quarantined] = []
-    records: list[CXRRecord] = []
-    for item in track(entry.records(root, options), description=f"reading {source}", console=_console()):
-        if isinstance(item, Quarantined):
-            held.append(item)
-        elif (problem := _problem(item)) is not None:
-            held.append(Quarantined(item.record_id, problem))
-        else:
-            labels = item.labels or label_text(f"{item.findings}\n\n{item.impression}")
-            records.append(replace(item, image=f"{prefix}{item.image}", labels=labels))
+    records, held = _usable(entry.records(root, options), prefix, source)
     if not records and not held:
         raise BuildError(f"{root}: no {source} record of the views {', '.join(views)}")
     inspections = _inspect([out.parent / record.image for record in records], duplicates == "perceptual", threads)
@@ -113,6 +104,21 @@ def build(
     report = BuildReport(out, len(kept), len(copies), dict(Counter(_kind(item.reason) for item in held)))
     _console().print(_table(kept, f"{source}: {len(kept)} records"))
     return report
+
+
+def _usable(found: Records, prefix: str, source: str) -> tuple[list[CXRRecord], list[Quarantined]]:
+    """Records with a path below the data set and words about the image, labelled; and the others."""
+    records: list[CXRRecord] = []
+    held: list[Quarantined] = []
+    for item in track(found, description=f"reading {source}", console=_console()):
+        if isinstance(item, Quarantined):
+            held.append(item)
+        elif (problem := _problem(item)) is not None:
+            held.append(Quarantined(item.record_id, problem))
+        else:
+            labels = item.labels or label_text(f"{item.findings}\n\n{item.impression}")
+            records.append(replace(item, image=f"{prefix}{item.image}", labels=labels))
+    return records, held
 
 
 def check(manifest: Path, threads: int | None = None) -> str:
