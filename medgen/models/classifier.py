@@ -42,8 +42,9 @@ def finding_targets(labels: Iterable[FindingLabel]) -> tuple[Tensor, Tensor]:
 class FindingClassifier(ModelMixin, ConfigMixin):
     """Images [B,1,H,W] in [-1,1] → logits [B,len(outputs)].
 
-    Two coordinate channels tell left from right; the last feature map is pooled over the left and the right half of the image
-    apart, so the features [B,2*feature_channels] keep the side. No batch statistics: a score depends on its image alone.
+    Two coordinate channels tell left from right; mean and maximum of the last feature map are taken over the left and the right
+    half of the image apart, so the features [B,4*feature_channels] keep the side and a small nodule is not averaged away.
+    `places` says where on the map each finding is seen. No batch statistics: a score depends on its image alone.
 
     `thresholds` (probabilities, one per output) are chosen on the validation split at export; `patients` says who it learned from.
     """
@@ -54,9 +55,9 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     def __init__(
         self,
         image_size: int = 128,
-        channels: Sequence[int] = (24, 48, 96, 128),
+        channels: Sequence[int] = (16, 32, 64, 64),
         layers_per_block: int = 1,
-        feature_channels: int = 64,
+        feature_channels: int = 32,
         norm_groups: int = 8,
         outputs: Sequence[str] = OUTPUTS,
         thresholds: Sequence[float] | None = None,
@@ -74,14 +75,14 @@ class FindingClassifier(ModelMixin, ConfigMixin):
                 width,
                 num_layers=layers_per_block,
                 resnet_groups=norm_groups,
-                add_downsample=index + 1 < len(channels),
+                add_downsample=index + 2 < len(channels),
             )
             for index, width in enumerate(channels)
         )
         self.norm = nn.GroupNorm(norm_groups, channels[-1])
         self.neck = nn.Conv2d(channels[-1], feature_channels, 1)
-        self.halves = nn.AdaptiveAvgPool2d((1, 2))
-        self.head = nn.Linear(2 * feature_channels, len(outputs))
+        self.head = nn.Linear(4 * feature_channels, len(outputs))
+        self.places = nn.Conv2d(feature_channels, len(FINDINGS), 1)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -100,16 +101,28 @@ class FindingClassifier(ModelMixin, ConfigMixin):
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features [B,feature_dim] of images [B,1,H,W] in [-1,1]."""
+        return self._pool(self._map(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.features(images)))
+
+    def with_places(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B,len(outputs)], and logits [B,len(FINDINGS),h,w] of where each finding is, on a grid of a few pixels a cell."""
+        hidden = self._map(images)
+        return self.head(self._pool(hidden)), self.places(hidden)
+
+    def _map(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 1:
             raise ValueError(f"images must be [B,1,H,W], got {tuple(images.shape)}")
         hidden = self.stem(torch.cat([images, _coordinates(images)], dim=1))
         for block in self.blocks:
             hidden = block(hidden)
-        hidden = self.neck(nn.functional.silu(self.norm(hidden)))
-        return cast(Tensor, self.halves(hidden).flatten(1))
+        return cast(Tensor, self.neck(nn.functional.silu(self.norm(hidden))))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.features(images)))
+    @staticmethod
+    def _pool(hidden: Tensor) -> Tensor:
+        pools = (nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d)
+        return torch.cat([pool(hidden, (1, 2)).flatten(1) for pool in pools], dim=1)
 
 
 def _coordinates(images: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from monai.losses import DiceLoss
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,18 +22,20 @@ from torch.utils.data import Dataset
 from medgen.config import Config, ConfigError
 from medgen.data.dataset import CXRDataset
 from medgen.data.images import ImagePreprocessing
-from medgen.data.records import CXRRecord, Manifest
+from medgen.data.records import FINDINGS, CXRRecord, Manifest
 from medgen.models.classifier import OUTPUTS, FindingClassifier, finding_targets
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CXRData, split_of
+
+PLACES = 32  # cells along a side of the coarse masks
 
 
 class ClassifierModel(Config):
     """Shape of the network; see `FindingClassifier`."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 128)
+    channels: tuple[int, ...] = (16, 32, 64, 64)
     layers_per_block: int = Field(1, gt=0)
-    feature_channels: int = Field(64, gt=0)
+    feature_channels: int = Field(32, gt=0)
     norm_groups: int = Field(8, gt=0)
 
 
@@ -56,23 +61,40 @@ class ClassifierRecipe(Config):
     positive_weight: float = Field(
         4.0, ge=1, description="ceiling of the weight that makes up for findings being rarer than their absence"
     )
+    place_weight: float = Field(1.0, ge=0, description="weight of learning where findings are, for records that come with masks")
     train: TrainConfig
 
 
 class LabelledFilms(Dataset[dict[str, Any]]):
-    """{"id", "image" [1,H,W] in [-1,1], "targets" and "mask" [len(OUTPUTS)]} of every record."""
+    """{"id", "image" [1,H,W] in [-1,1], "targets" and "mask" [len(OUTPUTS)], "places" [len(FINDINGS),32,32]} of every record.
+
+    Where a record names a mask file (`extra["mask"]`, bit k of a pixel: FINDINGS[k] is there, as digital patients have it), "places"
+    holds it on a coarse grid; otherwise it is -1, which carries no loss.
+    """
 
     def __init__(self, data: CXRData, manifest: Manifest) -> None:
         self.films = CXRDataset(manifest, data.preprocessing, prompts=None, cache=data.cache)
         self.targets = [finding_targets(record.labels) for record in manifest.records]
-        self.fingerprint = manifest.sha256
+        self.masks = [record.extra.get("mask") for record in manifest.records]
+        self.root, self.fingerprint = manifest.root, manifest.sha256
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.films[index]
-        return {"id": item["id"], "image": item["image"], "targets": self.targets[index][0], "mask": self.targets[index][1]}
+        item, (targets, mask) = self.films[index], self.targets[index]
+        places = torch.full((len(FINDINGS), PLACES, PLACES), -1.0)
+        if self.masks[index] is not None:
+            places = read_places(self.root / self.masks[index])
+        return {"id": item["id"], "image": item["image"], "targets": targets, "mask": mask, "places": places}
+
+
+def read_places(path: Path) -> Tensor:
+    """The square mask file at `path` as [len(FINDINGS),32,32] float32: 1 where any pixel of the cell belongs to the finding."""
+    with Image.open(path) as image:
+        bits = torch.from_numpy(np.array(image, dtype=np.uint8))
+    planes = torch.stack([(bits >> k) & 1 for k in range(len(FINDINGS))]).float()
+    return functional.adaptive_max_pool2d(planes, PLACES)
 
 
 class ClassifierTask:
@@ -95,23 +117,26 @@ class ClassifierTask:
         return [] if manifest is None else LabelledFilms(self.recipe.data, manifest)
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """images [B,1,H,W] in [-1,1], targets and mask [B,len(OUTPUTS)]."""
-        tensors = {key: torch.stack([item[key] for item in items]) for key in ("image", "targets", "mask")}
+        """images [B,1,H,W] in [-1,1], targets and mask [B,len(OUTPUTS)], places [B,len(FINDINGS),32,32]."""
+        tensors = {key: torch.stack([item[key] for item in items]) for key in ("image", "targets", "mask", "places")}
         return {"ids": [str(item["id"]) for item in items], "images": tensors.pop("image"), **tensors}
 
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Any], which: str, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        model, images = modules[which], batch["images"]
+        model, images, places = modules[which], batch["images"], batch["places"]
+        assert isinstance(model, FindingClassifier)
         if model.training:
-            images = augment(images, self.recipe.augmentation, generator)
-        logits = model(images).float()
+            images, places = augment(images, places, self.recipe.augmentation, generator)
+        logits, seen = (value.float() for value in model.with_places(images))
         mask, targets = batch["mask"], batch["targets"]
         weights = self.weights.to(logits.device)
         losses = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
         correct = ((logits > 0) == targets.bool()).float()
         total = mask.sum().clamp(min=1)
-        return (losses * mask).sum() / total, {"accuracy": (correct * mask).sum().detach() / total}
+        loss, where = (losses * mask).sum() / total, place_loss(seen, places)
+        logs = {"findings": loss.detach(), "places": where.detach(), "accuracy": (correct * mask).sum().detach() / total}
+        return loss + self.recipe.place_weight * where, logs
 
     def preview(self, modules: dict[str, nn.Module], seed: int) -> dict[str, Tensor]:
         return {}
@@ -157,22 +182,40 @@ def positive_weights(records: Sequence[CXRRecord], ceiling: float) -> Tensor:
     return ((mask.sum(0) - positives) / positives.clamp(min=1)).sqrt().clamp(1.0, ceiling)
 
 
-def augment(images: Tensor, config: JudgeAugmentation, generator: torch.Generator) -> Tensor:
-    """`images` [B,1,H,W] in [-1,1], each shifted, scaled, brightened and blurred with noise by its own draw."""
+def place_loss(seen: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy and Dice loss of `seen` (logits [B,F,h,w]) against `places` [B,F,H,W]; images without a mask (< 0) count nothing.
+
+    Dice is taken over the whole batch, so that a finding of a few cells weighs as much as one of half the lungs.
+    """
+    known = places.flatten(1).amin(1) > -0.5
+    if not known.any():
+        return seen.sum() * 0.0
+    target = functional.adaptive_max_pool2d(places[known], list(seen.shape[-2:])).clamp(0, 1)
+    dice = DiceLoss(sigmoid=True, batch=True)(seen[known], target)
+    return cast(Tensor, dice + functional.binary_cross_entropy_with_logits(seen[known], target))
+
+
+def augment(images: Tensor, places: Tensor, config: JudgeAugmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`images` [B,1,H,W] in [-1,1] shifted, scaled, brightened and blurred with noise, each by its own draw; `places` move along."""
     count, device = images.shape[0], images.device
 
     def draw(largest: float) -> Tensor:
         return (torch.rand(count, generator=generator, device=device) * 2 - 1) * largest
 
-    zoom = 1 + draw(config.scale)
     theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0] = theta[:, 1, 1] = zoom
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + draw(config.scale)
     theta[:, 0, 2], theta[:, 1, 2] = draw(2 * config.shift), draw(2 * config.shift)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images.float() + 1, grid, align_corners=False) - 1  # what moves in from outside is black
+
+    def move(values: Tensor) -> Tensor:  # what moves in from outside is black, and holds no finding
+        grid = functional.affine_grid(theta, list(values.shape), align_corners=False)
+        return functional.grid_sample(values, grid, align_corners=False)
+
     contrast, brightness = (1 + draw(config.contrast))[:, None, None, None], draw(config.brightness)[:, None, None, None]
     noise = torch.randn(images.shape, generator=generator, device=device) * draw(config.noise).abs()[:, None, None, None]
-    return (moved * contrast + brightness + noise).clamp(-1, 1).to(images.dtype)
+    changed = (move(images.float() + 1) - 1) * contrast + brightness + noise
+    known = places.flatten(1).amin(1) > -0.5
+    moved = torch.where(known[:, None, None, None], move(places), places)
+    return changed.clamp(-1, 1).to(images.dtype), moved
 
 
 def _output_result(scores: Tensor, targets: Tensor, mask: Tensor) -> dict[str, float | int | None]:

@@ -11,9 +11,17 @@ import torch
 from PIL import Image
 
 from medgen.config import ConfigError, load_config
-from medgen.data.records import CXRRecord, FindingLabel, write_manifest
+from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, write_manifest
 from medgen.models.classifier import OUTPUTS, FindingClassifier
-from medgen.tasks.classifier import ClassifierRecipe, ClassifierTask, JudgeAugmentation, augment, positive_weights
+from medgen.tasks.classifier import (
+    ClassifierRecipe,
+    ClassifierTask,
+    JudgeAugmentation,
+    augment,
+    place_loss,
+    positive_weights,
+    read_places,
+)
 from medgen.training.loop import train
 
 SIZE = 32
@@ -44,9 +52,9 @@ def write_discs(root: Path, per_split: dict[str, int]) -> Path:
 def recipe(root: Path, **overrides: object) -> ClassifierRecipe:
     values = {
         "data": {"manifest": root / "manifest.parquet", "preprocessing": {"size": SIZE}},
-        "model": {"channels": (8, 16), "feature_channels": 8, "norm_groups": 4},
+        "model": {"channels": (16, 32), "feature_channels": 8, "norm_groups": 4},
         "train": {
-            "out": root / "run", "steps": 60, "batch_size": 24, "learning_rate": 4e-3, "warmup_steps": 5, "schedule": "cosine",
+            "out": root / "run", "steps": 100, "batch_size": 24, "learning_rate": 4e-3, "warmup_steps": 5, "schedule": "cosine",
             "mixed_precision": "no", "cpu": True, "ema": None, "tensorboard": False, "validate_every": 0, "preview_every": 0,
         },
     }  # fmt: skip
@@ -89,14 +97,33 @@ def test_the_batch_carries_masks_and_uncertain_findings_no_gradient(tmp_path):
 
 def test_augmentation_is_mild_seeded_and_never_a_mirror():
     film = torch.from_numpy(disc(15, 26)).float()[None, None].repeat(64, 1, 1, 1) / 127.5 - 1
+    places = (film > 0).float()
     config = JudgeAugmentation()
-    changed = augment(film, config, torch.Generator().manual_seed(3))
-    assert torch.equal(changed, augment(film, config, torch.Generator().manual_seed(3)))
+    changed, moved = augment(film, places, config, torch.Generator().manual_seed(3))
+    assert torch.equal(changed, augment(film, places, config, torch.Generator().manual_seed(3))[0])
     assert not torch.equal(changed[0], changed[1])
     right_half = changed[..., SIZE // 2 :].mean((1, 2, 3))
     assert (right_half > changed[..., : SIZE // 2].mean((1, 2, 3))).all()
+    assert ((moved > 0.5) == (changed > 0)).float().mean() > 0.97  # the mask moves with the film
     off = JudgeAugmentation(shift=0, scale=0, contrast=0, brightness=0, noise=0)
-    torch.testing.assert_close(augment(film, off, torch.Generator()), film)
+    torch.testing.assert_close(augment(film, places, off, torch.Generator())[0], film)
+    unknown = torch.full_like(places, -1.0)
+    assert torch.equal(augment(film, unknown, config, torch.Generator())[1], unknown)
+
+
+def test_masks_are_read_by_bit_and_teach_where(tmp_path):
+    bits = np.zeros((128, 128), np.uint8)
+    bits[8:12, 100:104] = 1 << FINDINGS.index("nodule") | 1 << FINDINGS.index("edema")
+    Image.fromarray(bits).save(tmp_path / "mask.png")
+    places = read_places(tmp_path / "mask.png")
+    assert places.shape == (8, 32, 32)
+    assert places.sum() == 2
+    assert places[FINDINGS.index("nodule"), 2, 25] == 1
+    right = torch.where(torch.nn.functional.adaptive_max_pool2d(places[None], 16) > 0, 9.0, -9.0)
+    assert place_loss(right, places[None]) < 0.8  # six findings are nowhere: their Dice term stays
+    assert place_loss(-right, places[None]) > 5
+    nowhere = torch.full_like(places[None], -1.0)
+    assert place_loss(right, nowhere) == 0
 
 
 def test_rare_findings_weigh_more_up_to_the_ceiling(tmp_path):
