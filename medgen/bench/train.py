@@ -104,7 +104,7 @@ class TrainTimes:
         with console.capture() as captured:
             console.print(table)
             console.print(
-                f"{f['ratio']:.1f} times as fast (target: 3); reading and collating a cached batch: {f['data_share']:.1%} of a step"
+                f"{f['ratio']:.1f} times as fast (target: 3); a cached batch is read in {f['data_share']:.1%} of a step"
             )
             console.print(
                 f"{f['step_flop'] / 1e9:.0f} GFLOP per step = {f['flop_per_second'] / 1e12:.3f} TFLOP/s: "
@@ -137,7 +137,7 @@ def bench_train(
     chosen: Precision = precision or ("bf16" if torch.cuda.is_available() else "no")
     with tempfile.TemporaryDirectory(prefix="medgen-bench-") as name:
         folder = Path(name)
-        recipe = _recipe(folder, networks, size, steps, chosen, films)
+        recipe = _recipe(folder, networks, size, chosen, films)
         cached = TextToCXR(recipe.model_copy(update={"cache": folder / "cache"}))
         trainer = Trainer(cached, recipe.train, recipe)
         device, batches = trainer.device, trainer.batches()
@@ -165,7 +165,7 @@ def bench_train(
     return result
 
 
-def _recipe(folder: Path, shape: Shape, batch_size: int, steps: int, precision: Precision, films: int) -> TextToCXRRecipe:
+def _recipe(folder: Path, shape: Shape, batch_size: int, precision: Precision, films: int) -> TextToCXRRecipe:
     """A recipe over new networks, and films and reports to train on, all below `folder`."""
     sizes = ("small", "moderate", "large", "very large")
     reports = [REPORT.format(sizes[i % 4], "The mediastinum is not widened. " * (i % 3)).strip() for i in range(films)]
