@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from medgen.bench.machine import machine
 from medgen.sampling.cases import Case, TextConditions
 from medgen.sampling.sampler import Lanes, jobs_of, sample
 from medgen.sampling.source import find_pipeline, load_pipeline
@@ -85,7 +84,7 @@ def bench_sample(
                 "seconds_alone": alone,
             }
         )
-    result = SampleTimes(_machine(where), {**resolve_settings(source, loaded, None, None), "dtype": dtype}, rows)
+    result = SampleTimes(machine(where), {**resolve_settings(source, loaded, None, None), "dtype": dtype}, rows)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"machine": result.machine, "pipeline": result.pipeline, "rows": rows}, indent=2) + "\n")
@@ -104,17 +103,3 @@ def _seconds(pipeline: Any, settings: dict[str, Any], lanes: Lanes, repeats: int
         if repeat:  # the first is warm-up
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on: device, cores, threads, versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # other work on the machine makes the figures worse
-    return {"name": name, "device": device.type, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load,
-            "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
