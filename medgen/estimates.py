@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medgen.config import load_config
 from medgen.models.folders import component
-from medgen.training.run import TASKS
+from medgen.training.run import TASKS, task_of
 
 EFFICIENCY = 0.4  # share of the measured matrix-product ceiling that a training step usually reaches
 _BACKWARD = 3  # a forward and a backward pass cost three forward passes
@@ -63,8 +63,10 @@ def estimate(task: str, path: Path) -> Estimate:
     if task not in _EXAMPLES:
         return Estimate(task, name, problem="no estimate for this task")
     try:
-        module_name, schema, _ = TASKS[task]
+        module_name, schema, _ = task_of(task, path)
         recipe: Any = load_config(getattr(importlib.import_module(module_name), schema), path)
+        if "published" in type(recipe).model_fields:
+            return Estimate(task, name, problem=f"fine-tunes {recipe.published.path}, which would have to be fetched to be measured")
         # transformers looks at the values of a mask: its small encoder is built for real
         with torch.device("cpu" if task == "text-encoder" else "meta"), contextlib.redirect_stdout(io.StringIO()):
             model, forward = _EXAMPLES[task](recipe)

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    ModelMixin,  # noqa: F401 - a pipeline finds out how to load a class by the base classes that its module names
-)
+from diffusers import AutoencoderKL, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from pydantic import Field
@@ -35,6 +32,7 @@ class AutoencoderConfig(Config):
     sample_size: int = Field(128, ge=8)
 
 
+# A saved pipeline finds out how to load a component by the base classes that its module names: `ModelMixin` must stay importable here.
 class PatchAutoencoderKL(AutoencoderKL):
     """AutoencoderKL on folded pixels: the same network, with pixel-unshuffle before it and pixel-shuffle after it.
 
@@ -133,26 +131,32 @@ def load_autoencoder(path: str | Path) -> PatchAutoencoderKL:
     return model.requires_grad_(False).eval()
 
 
-def downsampling(vae: AutoencoderKL) -> int:
+def downsampling(vae: ModelMixin) -> int:
     """Pixels per latent position along one side."""
-    return int(getattr(vae.config, "patch_size", 1)) * 2 ** (len(vae.config.block_out_channels) - 1)
+    if "block_out_channels" in vae.config:
+        return int(vae.config.get("patch_size", 1)) * 2 ** (len(vae.config.block_out_channels) - 1)
+    return int(vae.spatial_compression_ratio)  # AutoencoderDC (Sana)
 
 
-def encode_moments(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+def encode_moments(vae: ModelMixin, images: Tensor) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation [B,C,H/f,W/f] of the normalised latents of `images` [B,1,H,W] in [-1,1].
 
-    A model of three channels (the Stable Diffusion family) sees the grey image three times.
+    A model of three channels (the Stable Diffusion family) sees the grey image three times; one without a posterior has std 0.
     """
     side = downsampling(vae)
     if images.shape[-1] % side or images.shape[-2] % side:
         raise ValueError(f"images of {tuple(images.shape[-2:])} pixels: both sides must be multiples of {side}")
     channels = vae.config.in_channels
-    posterior = vae.encode(images.expand(-1, channels, -1, -1) if channels != images.shape[1] else images).latent_dist
-    shift, scale = _statistics(vae, posterior.mean)
-    return (posterior.mean - shift) / scale, posterior.std / scale
+    encoded = vae.encode(images.expand(-1, channels, -1, -1) if channels != images.shape[1] else images)
+    if hasattr(encoded, "latent"):  # deterministic: AutoencoderDC
+        mean, std = encoded.latent, torch.zeros_like(encoded.latent)
+    else:
+        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+    shift, scale = _statistics(vae, mean)
+    return (mean - shift) / scale, std / scale
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """Images [B,1,H,W] in [-1,1] of normalised latents [B,C,H/f,W/f]."""
     shift, scale = _statistics(vae, latents)
     images = vae.decode(latents * scale + shift).sample
@@ -164,9 +168,10 @@ def set_latent_statistics(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None
     vae.register_to_config(latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
 
 
-def _statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     """Shift and scale that broadcast over `like`: per channel where known, diffusers' scalar factors otherwise."""
-    if vae.config.latents_mean is not None and vae.config.latents_std is not None:
-        moments = like.new_tensor([vae.config.latents_mean, vae.config.latents_std])
+    config = vae.config
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        moments = like.new_tensor([config["latents_mean"], config["latents_std"]])
         return moments[0].view(1, -1, 1, 1), moments[1].view(1, -1, 1, 1)
-    return like.new_tensor(vae.config.shift_factor or 0.0), like.new_tensor(1 / vae.config.scaling_factor)
+    return like.new_tensor(config.get("shift_factor") or 0.0), like.new_tensor(1 / config["scaling_factor"])

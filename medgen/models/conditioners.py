@@ -16,6 +16,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     CLIPTextModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +28,20 @@ from medgen.config import Config, ConfigError
 from medgen.data.report_text import split_sentences
 from medgen.models.folders import component
 
-_TEXT_HALF: dict[str, type[PreTrainedModel]] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+
+class TokenBert(BertModel):
+    """BERT for its tokens only: without the pooler, which nothing here uses and which a pipeline would load as random numbers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+
+
+_TEXT_HALF: dict[str, type[PreTrainedModel]] = {
+    "bert": TokenBert,
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+    "t5": T5EncoderModel,
+}
 
 
 class TextEncoderConfig(Config):
@@ -91,7 +106,7 @@ class TextConditioner:
         return self.embed(ids, mask), mask
 
 
-_WITHOUT_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet")
+_WITHOUT_POOLER = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 def embed_tokens(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:

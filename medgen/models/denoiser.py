@@ -115,7 +115,8 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """latents [B,T,C,*S], levels and times [B,T], present [B,T] bool, context [B,N,D], context_times [B,N], context_mask [B,N] bool.
 
-        Returns [B,T,C,*S]. `present=None`: all frames; `context_mask=None`: all tokens; `context_times=None`: tokens without times.
+        Returns [B,T,C,*S]. `present=None`: all frames; `context_mask=None`: all tokens; `context_times=None`: tokens without
+        times (among others with times: NaN).
         """
         batch, frames = latents.shape[:2]
         tokens, sides = self._patchify(latents)
@@ -133,8 +134,9 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
             words=None,
         )
         if context_times is not None:
-            untimed = context_times.new_zeros(batch, 1)  # the null token
-            rotaries.words = time_angles(torch.cat([untimed, context_times], 1), head // 4 * 2, shortest, longest)
+            start = times[:, :1].to(context_times.dtype)  # where tokens without a time stand: shifting all times changes nothing
+            placed = torch.where(context_times.isnan(), start, context_times)
+            rotaries.words = time_angles(torch.cat([start, placed], 1), head // 4 * 2, shortest, longest)
         for block in self.blocks:
             arguments = (x, shared, condition, words, mask, present, rotaries)
             if torch.is_grad_enabled() and self.gradient_checkpointing:

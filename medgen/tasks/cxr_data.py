@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from torch.utils.data import Dataset
 
 from medgen.config import Config
 from medgen.data.dataset import CXRDataset
 from medgen.data.images import ImagePreprocessing
+from medgen.data.latent_cache import LatentCache, cache_key
 from medgen.data.records import Manifest, read_manifest
 from medgen.data.report_text import PromptConfig
 
@@ -36,3 +38,17 @@ def split_of(data: CXRData, split: Literal["train", "val"]) -> Manifest | None:
     if split == "val" and all(record.split != "val" for record in read_manifest(data.manifest).records):
         return None
     return read_manifest(data.manifest, split)
+
+
+class CachedFilms(Dataset[dict[str, Any]]):
+    """{"id", "mean" [C,h,w], "std" [C,h,w], "prompt"} per record; no image is opened."""
+
+    def __init__(self, latents: LatentCache, prompts: list[str]) -> None:
+        self.latents, self.prompts = latents, prompts
+        self.fingerprint = cache_key(latents.fingerprint, *prompts)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.latents[index], "prompt": self.prompts[index]}

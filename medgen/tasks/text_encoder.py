@@ -17,11 +17,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedTokenizerFast
 
 from medgen.config import Config
 from medgen.data.dataset import CXRDataset
 from medgen.data.records import FINDINGS, FindingLabel
+from medgen.models.conditioners import TokenBert
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CXRData
 
@@ -62,7 +63,7 @@ class ReportEncoder(nn.Module):
 
     def __init__(self, config: ReportEncoderConfig, vocabulary: int, pad_token_id: int) -> None:
         super().__init__()
-        self.encoder = BertModel(
+        self.encoder = TokenBert(
             BertConfig(
                 vocab_size=vocabulary,
                 hidden_size=config.width,
@@ -74,8 +75,7 @@ class ReportEncoder(nn.Module):
                 pad_token_id=pad_token_id,
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
-            ),
-            add_pooling_layer=False,
+            )
         )
         self.queries = nn.Parameter(torch.randn(1, len(FINDINGS), config.width) * 0.02)
         self.pool = nn.MultiheadAttention(config.width, config.heads, batch_first=True)

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from medgen.config import Config, ConfigError
 from medgen.data.dataset import CXRDataset
 from medgen.data.latent_cache import LatentCache, TokenCache, cache_key, module_hash
 from medgen.diffusion.frames import FrameBatch
 from medgen.diffusion.objectives import Objective, ObjectiveConfig, denoising_loss
+from medgen.models.adopted import DenoiserWithText
 from medgen.models.autoencoder import downsampling, encode_moments, load_autoencoder
 from medgen.models.conditioners import TextConditioner, TextEncoderConfig, embed_tokens
 from medgen.models.denoiser import DenoiserConfig, SequenceTransformer, build_denoiser
@@ -30,7 +30,7 @@ from medgen.pipelines.card import write_model_card
 from medgen.pipelines.text_to_cxr import TextToCXRPipeline
 from medgen.seeds import generator as seeded
 from medgen.tasks.base import TrainConfig
-from medgen.tasks.cxr_data import CXRData
+from medgen.tasks.cxr_data import CachedFilms, CXRData
 
 
 class FrozenAutoencoder(Config):
@@ -60,19 +60,6 @@ class TextToCXRRecipe(Config):
     preview_prompts: tuple[str, ...] = ("No acute cardiopulmonary abnormality.", "Large left pleural effusion.")
     export_dtype: Literal["float32", "float16"] = "float16"
     train: TrainConfig
-
-
-class DenoiserWithText(nn.Module):
-    """A denoiser and the text encoder that is trained along with it, one set of weights for optimiser and average."""
-
-    def __init__(self, denoiser: SequenceTransformer, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.denoiser, self.text_encoder = denoiser, text_encoder
-
-    def enable_gradient_checkpointing(self) -> None:
-        """For both."""
-        self.denoiser.enable_gradient_checkpointing()
-        self.text_encoder.gradient_checkpointing_enable()  # type: ignore[operator]
 
 
 class TextToCXR:
@@ -220,20 +207,6 @@ class TextToCXR:
             temporary.replace(path)
         prompts: list[str] = json.loads(path.read_text())
         return prompts
-
-
-class CachedFilms(Dataset[dict[str, Any]]):
-    """{"id", "mean" [C,h,w], "std" [C,h,w], "prompt"} per record; no image is opened."""
-
-    def __init__(self, latents: LatentCache, prompts: list[str]) -> None:
-        self.latents, self.prompts = latents, prompts
-        self.fingerprint = cache_key(latents.fingerprint, *prompts)
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.latents[index], "prompt": self.prompts[index]}
 
 
 def _denoiser(model: nn.Module) -> SequenceTransformer:

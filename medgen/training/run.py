@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from medgen.config import Config, ConfigError, load_config
 from medgen.training.checkpoint import CheckpointError
@@ -21,13 +24,24 @@ TASKS = {
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
 }
 """Task name → module, recipe schema, task class (imported only when asked for)."""
+_PUBLISHED = ("medgen.tasks.published", "PublishedRecipe", "PublishedTextToCXR")
+
+
+def task_of(task_name: str, config_path: str | Path) -> tuple[str, str, str]:
+    """The entry of `TASKS`; a text-to-CXR recipe with a section `published` fine-tunes a published checkpoint instead."""
+    if task_name not in TASKS:
+        raise ConfigError(f"no task {task_name!r}; there are {', '.join(TASKS)}")
+    if task_name == "text-to-cxr" and Path(config_path).is_file():
+        with contextlib.suppress(yaml.YAMLError):  # `load_config` says what is wrong with it
+            values = yaml.safe_load(Path(config_path).read_text())
+            if isinstance(values, dict) and "published" in values:
+                return _PUBLISHED
+    return TASKS[task_name]
 
 
 def run(task_name: str, config_path: str | Path, overrides: Sequence[str] = ()) -> TrainResult:
     """Train `task_name` by the recipe at `config_path`. Raises `SystemExit(75)` after a stop signal, once everything is saved."""
-    if task_name not in TASKS:
-        raise ConfigError(f"no task {task_name!r}; there are {', '.join(TASKS)}")
-    module_name, recipe_name, class_name = TASKS[task_name]
+    module_name, recipe_name, class_name = task_of(task_name, config_path)
     module = importlib.import_module(module_name)
     schema: type[Config] = getattr(module, recipe_name)
     recipe: Any = load_config(schema, config_path, overrides)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from medgen.data.records import CXRRecord, FindingLabel, write_manifest
 from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
+from medgen.models.conditioners import TokenBert
 from medgen.tasks.text_encoder import train_tokenizer
 
 SIZE = 32
@@ -56,7 +57,7 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(["Large left pleural effusion.", "Large right pleural effusion. No pneumothorax."], 300, 64)
     shape = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
                        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    BertModel(shape, add_pooling_layer=False).save_pretrained(folder)
+    TokenBert(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
