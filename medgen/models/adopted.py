@@ -26,7 +26,7 @@ class AdoptedDenoiser(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """As the network itself does it."""
-        self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.network.enable_gradient_checkpointing()
 
     def forward(
         self,

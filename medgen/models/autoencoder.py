@@ -94,7 +94,7 @@ class PatchAutoencoderKL(AutoencoderKL):
         image = F.pixel_shuffle(super()._decode(z, return_dict=False)[0], self.config.patch_size)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True
     ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruction [B,C,H,W] of `images` and the posterior it was decoded from (its mode unless `sample`)."""

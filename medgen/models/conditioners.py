@@ -93,8 +93,10 @@ class TextConditioner:
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B,N]; too long a prompt is cut at a sentence (`fit_prompt`), with a warning."""
         fitted = [fit_prompt(prompt, self.tokenizer, self.max_tokens) for prompt in prompts]
-        tokens = self.tokenizer(fitted, padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        return tokens.input_ids, tokens.attention_mask.bool()
+        # Cut and padded here: a fast tokenizer keeps these settings as state, which threads that share it would change for each other.
+        rows = [torch.tensor(_cut(ids, self.max_tokens)) for ids in self.tokenizer(fitted, truncation=False, verbose=False).input_ids]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
+        return ids, torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token embeddings [B,N,D] of ids and mask [B,N], on the encoder's device; with gradients if the encoder is trained."""
@@ -104,6 +106,11 @@ class TextConditioner:
         """Tokens [B,N,D] and mask [B,N] of `prompts`."""
         ids, mask = (t.to(self.encoder.device) for t in self.tokenize(prompts))
         return self.embed(ids, mask), mask
+
+
+def _cut(ids: list[int], limit: int) -> list[int]:
+    """The first tokens of a prompt that is one endless sentence, and its closing mark."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 _WITHOUT_POOLER = ("roberta", "xlm-roberta", "camembert", "mpnet")

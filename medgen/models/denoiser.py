@@ -95,9 +95,10 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.start_as_identity()
 
-    def set_attention_backend(self, backend: str | None) -> None:  # type: ignore[override]
+    def set_attention_backend(self, backend: str | None) -> None:
         """Use one of diffusers' attention backends by name ("native", "xformers", "flash", ...); None: by capability."""
         for module in self.modules():
             if isinstance(module, Attention):

@@ -192,6 +192,7 @@ def _as_tensor(value: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def _grey_to_channels(images: Tensor, model: nn.Module) -> Tensor:
     """The grey image as often as `model` has input channels (3 in the Stable Diffusion family)."""
+    assert isinstance(model, PatchAutoencoderKL)
     return images.expand(-1, int(model.config.in_channels), -1, -1)
 
 

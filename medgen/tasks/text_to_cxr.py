@@ -139,7 +139,7 @@ class TextToCXR:
         pipeline.set_progress_bar_config(disable=True)
         prompts = list(self.recipe.preview_prompts)
         generators = [seeded("preview", seed) for _ in prompts]
-        images: Tensor = pipeline(prompts, generator=generators, output_type="pt").images
+        images: Tensor = pipeline(prompts, generator=generators, output_type="pt", return_dict=False)[0]
         return {"samples": (2 * images - 1).cpu()}
 
     def export(self, modules: dict[str, nn.Module], folder: Path) -> None:
