@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, P
 
 from medgen.bench.machine import machine, matmul_ceiling, seconds
 from medgen.data.images import ImagePreprocessing
+from medgen.data.order import move
 from medgen.data.records import CXRRecord, write_manifest
 from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
 from medgen.models.conditioners import TextEncoderConfig
@@ -35,7 +36,7 @@ from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CXRData
 from medgen.tasks.text_encoder import train_tokenizer
 from medgen.tasks.text_to_cxr import FrozenAutoencoder, TextToCXR, TextToCXRRecipe
-from medgen.training.loop import Trainer, move
+from medgen.training.loop import Trainer
 
 Precision = Literal["no", "bf16", "fp16"]
 REPORT = "There is a {} left pleural effusion. The heart is enlarged. No pneumothorax. Lines and tubes are unchanged. {}"

@@ -81,3 +81,12 @@ def loader(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor (or object with `.to`) inside dicts and lists on `device`."""
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return value.to(device) if hasattr(value, "to") else value

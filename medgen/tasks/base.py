@@ -28,7 +28,8 @@ class Task(Protocol):
     def modules(self) -> dict[str, nn.Module]:
         """The trained modules by name, one optimiser each, stepped in this order. What is frozen stays inside the task.
 
-        Called once per run. Parameters with `requires_grad=False` (the base under LoRA) are neither trained nor averaged.
+        Called once per run, and again to gather sharded weights. Parameters with `requires_grad=False` (the base under LoRA) are
+        neither trained nor averaged.
         """
         ...
 

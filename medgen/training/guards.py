@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,9 +14,15 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row had a NaN or infinite loss or gradient."""
 
 
-def suspects(items: Iterable[dict[str, Any]]) -> set[str]:
-    """Ids of the items that hold a NaN or infinite number."""
-    return {str(item["id"]) for item in items if any(map(_nonfinite, item.values()))}
+def suspects(view: Any, batches: list[list[Any]], finite: list[bool]) -> tuple[set[str], set[str], set[str]]:
+    """Ids of the samples with a NaN or infinite input, of those in a batch whose loss was not `finite`, and of all.
+
+    `view[key]` gives a sample; `batches` are the keys of each micro batch of the step.
+    """
+    items = [[view[key] for key in keys] for keys in batches]
+    ids = [{str(item["id"]) for item in batch} for batch in items]
+    inputs = {str(item["id"]) for batch in items for item in batch if any(map(_nonfinite, item.values()))}
+    return inputs, set().union(*(some for some, sound in zip(ids, finite) if not sound)), set().union(*ids)
 
 
 def _nonfinite(value: Any) -> bool:

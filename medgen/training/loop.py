@@ -9,33 +9,32 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import DistributedType, broadcast, gather_object
 from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError, save_config
-from medgen.data.order import EpochView, SampleOrder, loader
+from medgen.data.order import EpochView, SampleOrder, loader, move
 from medgen.seeds import generator, stable_seed
 from medgen.stopping import STOP, StopRequested
 from medgen.tasks.base import EMAConfig, Task, TrainConfig
 from medgen.training.checkpoint import fsync, newest, write_checkpoint
 from medgen.training.folder import open_folder
 from medgen.training.guards import EXIT_STOPPED, NonFiniteError, suspects
-from medgen.training.memory import activation_bytes, check_memory
+from medgen.training.memory import DTYPES, say_memory
 from medgen.training.report import Reporter, memory_gb
-from medgen.training.trained import TrainedModule, load_scaler, read_small
+from medgen.training.trained import TrainedModule, load_scaler, read_small, switch_on
 
 __all__ = ["EXIT_STOPPED", "EMAConfig", "TrainConfig", "TrainResult", "train"]
-
-_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,11 @@ class Trainer:
             cpu=config.cpu,
             step_scheduler_with_optimizer=False,
         )
-        self.device, self.dtype = self.accelerator.device, _DTYPES[config.mixed_precision]
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ConfigError(
+                "DeepSpeed keeps its optimiser state in pickles: use configs/accelerate/fsdp.yaml, which shards the same"
+            )
+        self.device, self.dtype = self.accelerator.device, DTYPES[config.mixed_precision]
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.step = self.samples = self.bad_in_a_row = self.validated_step = 0
         self.window: dict[str, list[float]] = {}  # name → [sum, count] since the last logged step
@@ -93,8 +96,8 @@ class Trainer:
         self.dataset, self.validation = task.dataset("train"), task.dataset("val")
         for module in self.modules.values():
             module.train()
-            _switch_on(module, config)
-        preflight = self._preflight()
+            switch_on(module, config)
+        preflight = say_memory(task, self.modules, self.dataset, config, self.device) if config.preflight else ""
         self.trained = [TrainedModule(task, name, self.modules, config, self.accelerator) for name in self.modules]
         metrics_bytes = self._resume()
         self.report = Reporter(config, run_config, self.accelerator.is_main_process, self.step, metrics_bytes)
@@ -218,23 +221,18 @@ class Trainer:
             vector = self.accelerator.reduce(vector, "mean")
         numbers = vector.tolist()
         values = dict(zip(("stop", *means), numbers))
-        losses = [values[name] for name in values if name.split("/")[-1] in ("loss", "grad_norm")]
+        # With loss scaling an overflowing gradient is no fault: the scaler skips that step by itself and lowers its scale.
+        watched = ("loss",) if self.accelerator.scaler is not None else ("loss", "grad_norm")
+        losses = [values[name] for name in values if name.split("/")[-1] in watched]
         return values, not all(abs(value) < float("inf") for value in losses)
 
     def _refuse_step(self, logs: dict[str, list[Tensor]]) -> None:
         """Drop the gradients on every rank and name the samples: those with bad inputs, else of bad batches, else of the step."""
         losses = [name for name in logs if name.split("/")[-1] == "loss"]
-        view = EpochView(self.dataset)  # the order is a pure function: what was in the step can be read once more
-        inputs: set[str] = set()
-        batches: set[str] = set()
-        everything: set[str] = set()
-        for part in range(self.config.accumulate):
-            items = [view[key] for key in self.order.batch(self.samples + part * self.config.batch_size * self.world)]
-            ids = {str(item["id"]) for item in items}
-            inputs |= suspects(items)
-            batches |= set() if all(bool(logs[name][part].isfinite()) for name in losses) else ids
-            everything |= ids
-        found = [(inputs, batches, everything)]
+        starts = [self.samples + part * self.config.batch_size * self.world for part in range(self.config.accumulate)]
+        finite = [all(bool(logs[name][part].isfinite()) for name in losses) for part in range(self.config.accumulate)]
+        # The order is a pure function of its place: what was in the step can be read once more.
+        found = [suspects(EpochView(self.dataset), [self.order.batch(start) for start in starts], finite)]
         if self.world > 1:
             found = gather_object(found)
         guilty = sorted(next(union for kind in zip(*found) if (union := set().union(*kind))))
@@ -270,10 +268,7 @@ class Trainer:
             and self.config.preview_every
             and (self.step % self.config.preview_every == 0 or self.step == self.config.last_step)
         ):
-            if self.accelerator.is_main_process:
-                with self._averaged(), torch.no_grad():
-                    self.report.pictures(self.step, self.task.preview(self.modules, self.config.seed))
-            self.accelerator.wait_for_everyone()
+            self._show(lambda modules: self.report.pictures(self.step, self.task.preview(modules, self.config.seed)))
         return True
 
     @torch.no_grad()
@@ -306,6 +301,22 @@ class Trainer:
             return STOP.requested
         return bool(self.accelerator.reduce(torch.tensor(float(STOP.requested), device=self.device), "sum").item())
 
+    @torch.no_grad()
+    def _show(self, use: Callable[[dict[str, nn.Module]], None]) -> None:
+        """Let the main process `use` the modules, whole, averaged and in evaluation mode."""
+        sharded = any(trained.sharded for trained in self.trained)
+        snapshots = {trained.name: trained.snapshot() for trained in self.trained} if sharded else {}
+        if self.accelerator.is_main_process:
+            if sharded:
+                modules = self.task.modules()
+                for name, module in modules.items():
+                    module.load_state_dict({**snapshots[name]["model"], **snapshots[name]["ema"]}, strict=False)
+                use({name: module.to(self.device).eval() for name, module in modules.items()})
+            else:
+                with self._averaged():
+                    use(self.modules)
+        self.accelerator.wait_for_everyone()
+
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """EMA weights and evaluation mode inside the block."""
@@ -324,12 +335,15 @@ class Trainer:
     # --- saving, resuming, ending ---
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            write_checkpoint(self.config.out / "checkpoints", self.step, self._write, self.config.keep)
+        main = self.accelerator.is_main_process
+        snapshots = [trained.snapshot() if main or trained.sharded else {} for trained in self.trained]
+        if main:
+            write = partial(self._write, snapshots)
+            write_checkpoint(self.config.out / "checkpoints", self.step, write, self.config.keep)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path) -> None:
-        modules = {trained.name: trained.save(folder) for trained in self.trained}
+    def _write(self, snapshots: list[dict[str, dict[str, Tensor]]], folder: Path) -> None:
+        modules = {trained.name: trained.save(folder, snapshot) for trained, snapshot in zip(self.trained, snapshots)}
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
@@ -381,43 +395,14 @@ class Trainer:
         return TrainResult(self.config.out, self.step, True, self.last)
 
     def _export(self) -> None:
-        if self.accelerator.is_main_process:
+        def write(modules: dict[str, nn.Module]) -> None:
             final, temporary = self.config.out / "export", self.config.out / ".export.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            with self._averaged(), torch.no_grad():
-                self.task.export(self.modules, temporary)
+            self.task.export(modules, temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             fsync(self.config.out)
             self.report.say(f"done: {final}")
-        self.accelerator.wait_for_everyone()
 
-    def _preflight(self) -> str:
-        if not self.config.preflight:
-            return ""
-        items = [self.dataset[i % len(self.dataset)] for i in range(min(2, self.config.batch_size))]
-        batch = move(self.task.collate(items), self.device)
-        activations = max(activation_bytes(self.task, self.modules, name, batch, self.dtype) for name in self.modules)
-        counts = {name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in self.modules.items()}
-        averaged = sum(n for name, n in counts.items() if self.config.ema and name not in self.config.ema.exclude)
-        return check_memory(sum(counts.values()), averaged, activations, len(items), self.config, self.device)
-
-
-def move(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor (or object with `.to`) inside dicts and lists on `device`."""
-    if isinstance(value, dict):
-        return {key: move(item, device) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    return value.to(device) if hasattr(value, "to") else value
-
-
-def _switch_on(module: nn.Module, config: TrainConfig) -> None:
-    if config.gradient_checkpointing:
-        method = getattr(module, "enable_gradient_checkpointing", None) or getattr(module, "gradient_checkpointing_enable", None)
-        if method is None:
-            raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not offer it; set it to false")
-        method()
-    if config.compile:
-        module.compile()
+        self._show(write)

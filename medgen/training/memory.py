@@ -9,7 +9,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from medgen.data.order import move
 from medgen.tasks.base import Task, TrainConfig
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Compute type by `TrainConfig.mixed_precision`."""
 
 _RESERVE = 0.92  # of the free memory; the rest is fragmentation, kernels' workspaces and the loader
 
@@ -83,3 +87,13 @@ def check_memory(
     if config.mixed_precision == "no":
         advice.append("or set train.mixed_precision=bf16")
     raise MemoryPreflightError(f"{line}. Lower {', '.join(advice)}; train.preflight=false tries anyway")
+
+
+def say_memory(task: Task, modules: dict[str, nn.Module], dataset: Any, config: TrainConfig, device: torch.device) -> str:
+    """Measure the activations of two samples and say what a step of `config` needs; raises `MemoryPreflightError` if too much."""
+    items = [dataset[i % len(dataset)] for i in range(min(2, config.batch_size))]
+    batch, dtype = move(task.collate(items), device), DTYPES[config.mixed_precision]
+    activations = max(activation_bytes(task, modules, name, batch, dtype) for name in modules)
+    counts = {name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in modules.items()}
+    averaged = sum(n for name, n in counts.items() if config.ema and name not in config.ema.exclude)
+    return check_memory(sum(counts.values()), averaged, activations, len(items), config, device)

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from medgen.config import ConfigError
 from medgen.tasks.base import Task, TrainConfig
 from medgen.training.checkpoint import CheckpointError, read_json, read_tensors, write_tensors
 
@@ -23,6 +25,7 @@ class LossModule(nn.Module):
     def __init__(self, task: Task, name: str, module: nn.Module, others: dict[str, nn.Module]) -> None:
         super().__init__()
         self.module = module
+        self._no_split_modules = getattr(module, "_no_split_modules", None)  # FSDP shards these one by one
         self._task, self._name = task, name
         self._others = tuple(others.items())  # in a tuple: not submodules of this one
 
@@ -65,6 +68,11 @@ class TrainedModule:
                 power=config.ema.power,
                 foreach=True,
             )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds only a part of every weight (FSDP)."""
+        return any(isinstance(parameter, DTensor) for parameter in self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, in the order of `names`."""
@@ -124,17 +132,23 @@ class TrainedModule:
         buffers = {key: value for key, value in self.module.state_dict().items() if key not in tied}
         return {**dict(zip(self.names, self.parameters())), **buffers}
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write weights, average and optimiser tensors below `folder`; returns the small state for JSON."""
-        write_tensors(folder / "model" / f"{self.name}.safetensors", self._weights())
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """Whole tensors of the weights, the average and the optimiser, by kind. Where weights are sharded, every rank must call this."""
         state = self.optimizer.state_dict()["state"]
-        moments = {f"{self.names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()}
-        write_tensors(folder / "optimizer" / f"{self.name}.safetensors", moments)
+        kinds = {
+            "model": self._weights(),
+            "optimizer": {f"{self.names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()},
+            "ema": {} if self.ema is None else dict(zip(self.names, self.ema.shadow_params)),
+        }
+        return {kind: {name: _whole(value) for name, value in tensors.items()} for kind, tensors in kinds.items()}
+
+    def save(self, folder: Path, snapshot: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+        """Write a snapshot below `folder`; returns the small state for JSON."""
+        for kind, tensors in snapshot.items():
+            if tensors:
+                write_tensors(folder / kind / f"{self.name}.safetensors", tensors)
         small: dict[str, Any] = {"scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}}
-        if self.ema is not None:
-            write_tensors(folder / "ema" / f"{self.name}.safetensors", dict(zip(self.names, self.ema.shadow_params)))
-            small["ema_step"] = self.ema.optimization_step
-        return small
+        return small if self.ema is None else {**small, "ema_step": self.ema.optimization_step}
 
     def load(self, folder: Path, small: dict[str, Any]) -> None:
         """Read what `save` wrote. Raises `CheckpointError` where the checkpoint is of another model."""
@@ -149,21 +163,33 @@ class TrainedModule:
             name, _, field = key.rpartition(":")
             i = positions[name]
             if value.shape == parameters[i].shape:
-                # Fused AdamW walks raw memory: moments must lie as their (maybe channels-last) parameter does.
-                value = torch.empty_like(parameters[i], dtype=value.dtype, device="cpu").copy_(value)
+                # Fused AdamW walks raw memory: moments must lie as their (maybe channels-last, maybe sharded) parameter does.
+                value = _assign(torch.empty_like(parameters[i], dtype=value.dtype), value)
             state.setdefault(i, {})[field] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.scheduler.load_state_dict({**small["scheduler"], "lr_lambdas": [None] * len(self.scheduler.base_lrs)})
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr()):
             group["lr"] = rate
 
-    @torch.no_grad()
     def _copy(self, path: Path, targets: dict[str, Tensor]) -> None:
         tensors = read_tensors(path)
         if wrong := sorted(set(tensors) ^ set(targets)) or sorted(k for k in targets if tensors[k].shape != targets[k].shape):
             raise CheckpointError(f"{path} is of another model: {', '.join(wrong[:5])} differ (of {len(wrong)})")
         for key, target in targets.items():
-            target.copy_(tensors[key])
+            _assign(target, tensors[key])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def _assign(target: Tensor, value: Tensor) -> Tensor:
+    """Copy a whole `value` into `target`, of which this rank may hold only its shard."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+    return target
 
 
 def load_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
@@ -175,3 +201,14 @@ def load_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
 def read_small(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
     return read_json(folder / "state.json")
+
+
+def switch_on(module: nn.Module, config: TrainConfig) -> None:
+    """Gradient checkpointing and compilation, where the configuration asks for them."""
+    if config.gradient_checkpointing:
+        method = getattr(module, "enable_gradient_checkpointing", None) or getattr(module, "gradient_checkpointing_enable", None)
+        if method is None:
+            raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not offer it; set it to false")
+        method()
+    if config.compile:
+        module.compile()
