@@ -84,8 +84,8 @@ class LabelledFilms(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item, (targets, mask) = self.films[index], self.targets[index]
         places = torch.full((len(FINDINGS), PLACES, PLACES), -1.0)
-        if self.masks[index] is not None:
-            places = read_places(self.root / self.masks[index])
+        if (path := self.masks[index]) is not None:
+            places = read_places(self.root / path)
         return {"id": item["id"], "image": item["image"], "targets": targets, "mask": mask, "places": places}
 
 
