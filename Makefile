@@ -31,7 +31,7 @@ demo: $(READY)  ## sample, fine-tune, resume, evaluate; ends with the path of on
 	@$(ENV) $(BIN)/medgen demo --out $(OUT)
 
 test: lint  ## every check: ruff, mypy, import-linter, pytest
-	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=10
+	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -79,4 +79,4 @@ def test_shipped_recipes_can_all_be_estimated() -> None:
     found = estimates.estimate_recipes(Path(__file__).parents[1] / "configs")
     assert {estimate.task for estimate in found} == {"autoencoder", "classifier", "text-encoder", "text-to-cxr"}
     for estimate in found:
-        assert estimate.problem is None or "published checkpoint" in estimate.problem, estimate
+        assert estimate.problem is None or "fine-tunes" in estimate.problem, estimate

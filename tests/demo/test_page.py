@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(content: dict[str, Any], t
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium (Debian's package) is not installed")
 def test_a_browser_shows_it(content: dict[str, Any], tmp_path: Path) -> None:
     index = page.write_page(tmp_path / "index.html", content)
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
