@@ -56,7 +56,7 @@ def refused(said: Said, command: str, *words: object) -> str:
 
 
 def build(source: str, root: Path, out: Path, *more: object) -> tuple[object, ...]:
-    return ("--source", source, "--root", root, "--out", out, "--processes", 1, *more)
+    return ("--source", source, "--root", root, "--out", out, *more)
 
 
 def left_behind(folder: Path) -> list[str]:
