@@ -58,6 +58,9 @@ VERBS = {
     "evaluate cases": Verb(
         "write the standard evaluation prompts of a held-out manifest", "medgen.evaluation.cases:write_alignment_cases"
     ),
+    "evaluate autoencoder": Verb(
+        "PSNR and SSIM of reconstructions on held-out images", "medgen.evaluation.autoencoder:evaluate_autoencoder"
+    ),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),
