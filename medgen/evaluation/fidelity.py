@@ -104,10 +104,10 @@ def _radii(values: torch.Tensor, k: int, chunk: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def population_metrics(real: Features, fake: Features, seed: int) -> dict[str, float]:
-    """Every metric of METRICS of `fake` [n,D] against `real` [n,D]."""
+def population_metrics(real: Features, fake: Features, seed: int, scale: float = 1.0) -> dict[str, float]:
+    """Every metric of METRICS of `fake` [n,D] against `real` [n,D]; `scale` divides the features before the kernel distance."""
     frechet = frechet_distance(Gaussian.of(real), Gaussian.of(fake))
-    return {"frechet": frechet, "kernel": kernel_distance(real, fake, seed), **prdc(real, fake)}
+    return {"frechet": frechet, "kernel": kernel_distance(real / scale, fake / scale, seed), **prdc(real, fake)}
 
 
 def compare(
@@ -134,7 +134,8 @@ def compare(
             f"{len(fake)} generated and {len(real)} reference images leave {n} on each side of a comparison (the reference is "
             f"halved for the floor); at least {SMALLEST_SET} are needed: sample more, or name a larger reference"
         )
-    values, floors = _both(real, fake, triples, seed)
+    scale = _kernel_scale(encoder, real)
+    values, floors = _both(real, fake, triples, seed, scale)
     halved = [
         tuple(
             _half(part, groups, seed, number)
@@ -142,11 +143,19 @@ def compare(
         )
         for number, triple in enumerate(_equal_triples(real_groups, fake_groups, seed + 1, replicates))
     ]
-    replicate_values, replicate_floors = _both(real, fake, halved, seed)
+    replicate_values, replicate_floors = _both(real, fake, halved, seed, scale)
     metrics = {
         name: _comparison(name, values[name], floors[name], replicate_values[name], replicate_floors[name], n) for name in METRICS
     }
     return Fidelity(encoder, n, real.shape[1], metrics, _warnings(n, real.shape[1]))
+
+
+def _kernel_scale(encoder: str, real: Features) -> float:
+    """The cubic kernel was made for features around 1: others are divided by their root mean square; Inception's stay as published."""
+    if encoder == "inception":
+        return 1.0
+    squares = [float(np.square(real[i : i + 4096], dtype=np.float64).mean()) for i in range(0, len(real), 4096)]
+    return max(float(np.sqrt(np.mean(squares))), 1e-12)
 
 
 def _equal_triples(
@@ -168,14 +177,14 @@ def _half(part: Indices, groups: Sequence[str], seed: int, number: int) -> Indic
 
 
 def _both(
-    real: Features, fake: Features, triples: Sequence[tuple[Indices, ...]], seed: int
+    real: Features, fake: Features, triples: Sequence[tuple[Indices, ...]], seed: int, scale: float
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     value_rows, floor_rows = [], []
     for number, (first, second, generated) in enumerate(triples):
         size = min(len(first), len(second), len(generated))
         reference = real[first[:size]]
-        value_rows.append(population_metrics(reference, fake[generated[:size]], seed + number))
-        floor_rows.append(population_metrics(reference, real[second[:size]], seed + number))
+        value_rows.append(population_metrics(reference, fake[generated[:size]], seed + number, scale))
+        floor_rows.append(population_metrics(reference, real[second[:size]], seed + number, scale))
     values, floors = ({name: np.array([row[name] for row in rows]) for name in METRICS} for rows in (value_rows, floor_rows))
     return values, floors
 

@@ -43,8 +43,8 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     """Images [B,1,H,W] in [-1,1] → logits [B,len(outputs)].
 
     Two coordinate channels tell left from right; mean and maximum of the last feature map are taken over the left and the right
-    half of the image apart, so the features [B,4*feature_channels] keep the side and a small nodule is not averaged away.
-    `places` says where on the map each finding is seen. No batch statistics: a score depends on its image alone.
+    half of the image apart, so the features [B,4*feature_channels] keep the side and a small nodule is not averaged away. The
+    first channels of that map say where each finding is (`with_places`). No batch statistics: a score depends on its image alone.
 
     `thresholds` (probabilities, one per output) are chosen on the validation split at export; `patients` says who it learned from.
     """
@@ -55,7 +55,8 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     def __init__(
         self,
         image_size: int = 128,
-        channels: Sequence[int] = (16, 32, 64, 64),
+        channels: Sequence[int] = (32, 64, 64),
+        stem_stride: int = 4,
         layers_per_block: int = 1,
         feature_channels: int = 32,
         norm_groups: int = 8,
@@ -66,9 +67,11 @@ class FindingClassifier(ModelMixin, ConfigMixin):
         super().__init__()
         if any(width % norm_groups for width in channels):
             raise ValueError(f"every entry of channels {tuple(channels)} must be a multiple of norm_groups={norm_groups}")
+        if feature_channels < len(FINDINGS):
+            raise ValueError(f"feature_channels must be at least {len(FINDINGS)} (one per finding), got {feature_channels}")
         if thresholds is not None and len(thresholds) != len(outputs):
             raise ValueError(f"{len(thresholds)} thresholds for {len(outputs)} outputs")
-        self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(3, channels[0], 2 * stem_stride - 1, stride=stem_stride, padding=stem_stride - 1)
         self.blocks = nn.ModuleList(
             DownEncoderBlock2D(
                 channels[max(index - 1, 0)],
@@ -82,7 +85,6 @@ class FindingClassifier(ModelMixin, ConfigMixin):
         self.norm = nn.GroupNorm(norm_groups, channels[-1])
         self.neck = nn.Conv2d(channels[-1], feature_channels, 1)
         self.head = nn.Linear(4 * feature_channels, len(outputs))
-        self.places = nn.Conv2d(feature_channels, len(FINDINGS), 1)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     def with_places(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B,len(outputs)], and logits [B,len(FINDINGS),h,w] of where each finding is, on a grid of a few pixels a cell."""
         hidden = self._map(images)
-        return self.head(self._pool(hidden)), self.places(hidden)
+        return self.head(self._pool(hidden)), hidden[:, : len(FINDINGS)]
 
     def _map(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 1:

@@ -28,14 +28,16 @@ from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CXRData, split_of
 
 PLACES = 32  # cells along a side of the coarse masks
+RARITY = 4.0  # weight of a cell that holds a finding
 
 
 class ClassifierModel(Config):
     """Shape of the network; see `FindingClassifier`."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 64)
+    channels: tuple[int, ...] = (32, 64, 64)
+    stem_stride: int = Field(4, gt=0, description="pixels of the first convolution's step")
     layers_per_block: int = Field(1, gt=0)
-    feature_channels: int = Field(32, gt=0)
+    feature_channels: int = Field(32, ge=8)
     norm_groups: int = Field(8, gt=0)
 
 
@@ -61,7 +63,7 @@ class ClassifierRecipe(Config):
     positive_weight: float = Field(
         4.0, ge=1, description="ceiling of the weight that makes up for findings being rarer than their absence"
     )
-    place_weight: float = Field(1.0, ge=0, description="weight of learning where findings are, for records that come with masks")
+    place_weight: float = Field(2.0, ge=0, description="weight of learning where findings are, for records that come with masks")
     train: TrainConfig
 
 
@@ -192,7 +194,8 @@ def place_loss(seen: Tensor, places: Tensor) -> Tensor:
         return seen.sum() * 0.0
     target = functional.adaptive_max_pool2d(places[known], list(seen.shape[-2:])).clamp(0, 1)
     dice = DiceLoss(sigmoid=True, batch=True)(seen[known], target)
-    return cast(Tensor, dice + functional.binary_cross_entropy_with_logits(seen[known], target))
+    rarity = torch.tensor(RARITY, device=seen.device)  # most cells of most films hold no finding
+    return cast(Tensor, dice + functional.binary_cross_entropy_with_logits(seen[known], target, pos_weight=rarity))
 
 
 def augment(images: Tensor, places: Tensor, config: JudgeAugmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:

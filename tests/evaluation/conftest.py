@@ -22,7 +22,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = [KINDS[i % len(KINDS)] for i in range(180)]
     images = torch.stack([torch.from_numpy(film(*kind, 10_000 + i)) for i, kind in enumerate(kinds)])[:, None] / 127.5 - 1
     targets = torch.stack([finding_targets(labels(*kind))[0] for kind in kinds])
-    model = FindingClassifier(image_size=SIZE, channels=(16, 32), feature_channels=4, norm_groups=4, patients="toy")
+    model = FindingClassifier(
+        image_size=SIZE, channels=(16, 32), stem_stride=2, feature_channels=8, norm_groups=4, patients="toy"
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(120):
         rows = torch.arange(step * 30, step * 30 + 30) % len(images)

@@ -27,7 +27,7 @@ def images(tmp_path):
 def test_a_classifier_folder_is_an_encoder(judge, images, tmp_path):
     encoder = load_encoder(str(judge), "cpu")
     features = extract(images, encoder, tmp_path / "cache", batch_size=2)
-    assert features.shape == (5, encoder.dim) == (5, 16)
+    assert features.shape == (5, encoder.dim) == (5, 32)
     assert isinstance(features, np.memmap)
     assert np.isfinite(features).all()
 

@@ -66,7 +66,11 @@ def test_a_saved_classifier_is_the_same_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"channels": (8, 15)}, "multiple of norm_groups"), ({"thresholds": [0.5]}, "1 thresholds for")],
+    [
+        ({"feature_channels": 4}, "at least 8"),
+        ({"channels": (8, 15)}, "multiple of norm_groups"),
+        ({"thresholds": [0.5]}, "1 thresholds for"),
+    ],
 )
 def test_impossible_shapes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

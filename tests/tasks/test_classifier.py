@@ -52,7 +52,7 @@ def write_discs(root: Path, per_split: dict[str, int]) -> Path:
 def recipe(root: Path, **overrides: object) -> ClassifierRecipe:
     values = {
         "data": {"manifest": root / "manifest.parquet", "preprocessing": {"size": SIZE}},
-        "model": {"channels": (16, 32), "feature_channels": 8, "norm_groups": 4},
+        "model": {"channels": (16, 32), "stem_stride": 2, "feature_channels": 8, "norm_groups": 4},
         "train": {
             "out": root / "run", "steps": 100, "batch_size": 24, "learning_rate": 4e-3, "warmup_steps": 5, "schedule": "cosine",
             "mixed_precision": "no", "cpu": True, "ema": None, "tensorboard": False, "validate_every": 0, "preview_every": 0,
