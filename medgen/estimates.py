@@ -66,7 +66,9 @@ def estimate(task: str, path: Path) -> Estimate:
         module_name, schema, _ = task_of(task, path)
         recipe: Any = load_config(getattr(importlib.import_module(module_name), schema), path)
         if "published" in type(recipe).model_fields:
-            return Estimate(task, name, problem=f"fine-tunes {recipe.published.path}, which would have to be fetched to be measured")
+            return Estimate(
+                task, name, problem=f"fine-tunes {recipe.published.path}, which would have to be fetched to be measured"
+            )
         # transformers looks at the values of a mask: its small encoder is built for real
         with torch.device("cpu" if task == "text-encoder" else "meta"), contextlib.redirect_stdout(io.StringIO()):
             model, forward = _EXAMPLES[task](recipe)

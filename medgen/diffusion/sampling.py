@@ -40,7 +40,9 @@ def sample_frames(
         raise ValueError(f"guidance scale {guidance.scale} needs the unconditional batch")
     timesteps = set_timesteps(scheduler, num_steps, frames.latents.device)
     if noise is None:
-        noise = randn_tensor(frames.latents.shape, generator=_listed(generator), device=frames.latents.device, dtype=torch.float32)
+        noise = randn_tensor(
+            frames.latents.shape, generator=_listed(generator), device=frames.latents.device, dtype=torch.float32
+        )
     known = frames.known.reshape(frames.known.shape + (1,) * (frames.latents.ndim - 2))
     clean = frames.latents.float()
     latents = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))

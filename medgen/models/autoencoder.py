@@ -110,7 +110,9 @@ def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
         return model.to(memory_format=torch.channels_last)
     stages = len(config.block_out_channels)
     if wrong := [width for width in config.block_out_channels if width % config.norm_num_groups]:
-        raise ConfigError(f"autoencoder.block_out_channels: {wrong} are not multiples of norm_num_groups={config.norm_num_groups}")
+        raise ConfigError(
+            f"autoencoder.block_out_channels: {wrong} are not multiples of norm_num_groups={config.norm_num_groups}"
+        )
     model = PatchAutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * stages,
         up_block_types=("UpDecoderBlock2D",) * stages,
@@ -127,7 +129,9 @@ def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
 
 def load_autoencoder(path: str | Path) -> PatchAutoencoderKL:
     """The trained autoencoder at `path` (folder or hub id), frozen, in evaluation mode and float32."""
-    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), torch_dtype=torch.float32).to(
+        memory_format=torch.channels_last
+    )
     return model.requires_grad_(False).eval()
 
 

@@ -77,7 +77,9 @@ class TextConditioner:
             options = {} if kind in _TEXT_HALF or kind not in _WITHOUT_POOLER else {"add_pooling_layer": False}
             encoder = loader.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **options)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"text_encoder.path: cannot load a text encoder and tokenizer from {config.path!r}: {error}") from error
+            raise ConfigError(
+                f"text_encoder.path: cannot load a text encoder and tokenizer from {config.path!r}: {error}"
+            ) from error
         return cls(tokenizer, encoder.requires_grad_(config.trained).eval(), config.max_tokens)
 
     @property
@@ -94,7 +96,9 @@ class TextConditioner:
         """Token ids and mask [B,N]; too long a prompt is cut at a sentence (`fit_prompt`), with a warning."""
         fitted = [fit_prompt(prompt, self.tokenizer, self.max_tokens) for prompt in prompts]
         # Cut and padded here: a fast tokenizer keeps these settings as state, which threads that share it would change for each other.
-        rows = [torch.tensor(_cut(ids, self.max_tokens)) for ids in self.tokenizer(fitted, truncation=False, verbose=False).input_ids]
+        rows = [
+            torch.tensor(_cut(ids, self.max_tokens)) for ids in self.tokenizer(fitted, truncation=False, verbose=False).input_ids
+        ]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
         return ids, torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
 

@@ -34,7 +34,9 @@ class DenoiserConfig(Config):
     mlp_ratio: float = Field(4.0, gt=0)
     temporal_every: int = Field(0, ge=0, description="every k-th block also attends in time; 0: none (single images)")
     modulation: Literal["single", "per_block"] = "single"
-    time_periods: tuple[float, float] = Field((1.0, 1000.0), description="shortest and longest rotary period, in the unit of times")
+    time_periods: tuple[float, float] = Field(
+        (1.0, 1000.0), description="shortest and longest rotary period, in the unit of times"
+    )
 
 
 class SequenceTransformer(ModelMixin, ConfigMixin):
@@ -251,7 +253,6 @@ class Block(nn.Module):
         attended = self.cross(self.norm(x).flatten(1, 2), words, mask, rotary=angles, key_rotary=rotaries.words)
         x = x + attended.view_as(x)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
-
 
 
 def _sinusoid(levels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -43,10 +43,15 @@ knows is what its training data show; text beyond that is followed poorly or not
 
 def write_model_card(folder: Path, name: str, pipeline: DiffusionPipeline, recipe: Config) -> None:
     """Write `folder/README.md`. Folders of the machine that trained it are left out: names of files and models stay."""
-    front = {"library_name": "medgen", "pipeline_tag": "text-to-image", "tags": ["diffusers", "medical", "chest-x-ray", "synthetic"]}
+    front = {
+        "library_name": "medgen",
+        "pipeline_tag": "text-to-image",
+        "tags": ["diffusers", "medical", "chest-x-ray", "synthetic"],
+    }
     modules = {key: part for key, part in pipeline.components.items() if hasattr(part, "parameters")}
     parts = "\n".join(
-        f"| {key} | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |" for key, part in modules.items()
+        f"| {key} | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
+        for key, part in modules.items()
     )
     values = _without_folders(recipe.model_dump(mode="json"))
     body = _BODY.format(

@@ -55,9 +55,7 @@ class TextToCXRPipeline(DiffusionPipeline):
         guidance_scale: float = 3.0,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae, denoiser=denoiser, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
+        self.register_modules(vae=vae, denoiser=denoiser, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(
             preprocessing=dict(preprocessing or {"size": int(vae.config.sample_size)}),
             num_inference_steps=num_inference_steps,

@@ -183,9 +183,13 @@ class PublishedTextToCXR:
         device = "cuda" if torch.cuda.is_available() and not self.recipe.train.cpu else "cpu"
         vae = self.pipeline.vae.to(device)
         ids = [record.record_id for record in films.manifest.records]
-        key = cache_key("latents", module_hash(vae), self.recipe.data.preprocessing.model_dump_json(), films.manifest.sha256, *ids)
+        key = cache_key(
+            "latents", module_hash(vae), self.recipe.data.preprocessing.model_dump_json(), films.manifest.sha256, *ids
+        )
         root = self.recipe.cache / "latents"
-        return LatentCache.build(root, films, lambda images: encode_moments(vae, images), key, ids=ids, batch_size=8, device=device)
+        return LatentCache.build(
+            root, films, lambda images: encode_moments(vae, images), key, ids=ids, batch_size=8, device=device
+        )
 
     def _save_merged(self, folder: Path) -> None:
         merged = copy.deepcopy(self.network)

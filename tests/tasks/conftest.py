@@ -45,7 +45,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     torch.manual_seed(0)
-    shape = AutoencoderConfig(patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, mid_block_attention=False, sample_size=SIZE)
+    shape = AutoencoderConfig(
+        patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, mid_block_attention=False, sample_size=SIZE
+    )
     build_autoencoder(shape).save_pretrained(folder)
     return folder
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parsed(recipe: dict[str, Any], **loss: Any) -> AutoencoderRecipe:
     shape = {"patch_size": 2, "block_out_channels": (8, 8), "norm_num_groups": 4, "mid_block_attention": False, "sample_size": 32}
-    return AutoencoderRecipe.model_validate({"data": recipe["data"], "train": recipe["train"], "autoencoder": shape, "loss": loss})
+    return AutoencoderRecipe.model_validate(
+        {"data": recipe["data"], "train": recipe["train"], "autoencoder": shape, "loss": loss}
+    )
 
 
 def batch_of(task: AutoencoderTask) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def test_adversarial_training_steps_two_modules(recipe: dict[str, Any]) -> None:
 
 def test_a_later_run_starts_from_an_earlier_export(recipe: dict[str, Any], autoencoder_folder: Path) -> None:
     config = parsed(recipe)
-    again = config.model_copy(update={"autoencoder": config.autoencoder.model_copy(update={"init_from": str(autoencoder_folder)})})
+    again = config.model_copy(
+        update={"autoencoder": config.autoencoder.model_copy(update={"init_from": str(autoencoder_folder)})}
+    )
     model = AutoencoderTask(again).modules()["model"]
     assert isinstance(model, PatchAutoencoderKL)
     saved = load_autoencoder(autoencoder_folder).state_dict()

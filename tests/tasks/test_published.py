@@ -46,7 +46,9 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                 attention_head_dim=8)  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
                         up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
     StableDiffusionPipeline(
         vae=vae, text_encoder=CLIPTextModel(text), unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
         tokenizer=CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77),
@@ -157,7 +159,9 @@ def test_pixart_is_called_as_its_pipeline_calls_it() -> None:
     assert prediction.shape == x.shape  # the learned variance is left out
     other = words.clone()
     other[1, 3:] = 9
-    torch.testing.assert_close(model(x, levels, torch.zeros(2, 1), context=other, context_mask=mask), prediction, atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        model(x, levels, torch.zeros(2, 1), context=other, context_mask=mask), prediction, atol=2e-3, rtol=0
+    )
 
 
 def test_what_cannot_be_adopted_is_refused(recipe: dict[str, Any], stable_diffusion: Path, tmp_path: Path) -> None:

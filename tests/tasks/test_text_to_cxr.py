@@ -53,9 +53,7 @@ def test_the_cache_gives_what_encoding_gives(recipe: dict[str, Any], tmp_path: P
 def test_captions_are_dropped_whole(recipe: dict[str, Any]) -> None:
     task = TextToCXR(TextToCXRRecipe.model_validate(recipe | {"caption_dropout": 0.5}))
     modules, batch = task.modules(), a_batch(task)
-    dropped = torch.cat(
-        [~task.frames(modules, batch, torch.Generator().manual_seed(i)).context_mask.any(1) for i in range(50)]
-    )
+    dropped = torch.cat([~task.frames(modules, batch, torch.Generator().manual_seed(i)).context_mask.any(1) for i in range(50)])
     assert 0.35 < dropped.float().mean() < 0.65
 
 

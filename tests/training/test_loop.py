@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import yaml
 from conftest import Launch, assert_same_run, final_state
 from tiny import recipe
 
+from medgen.config import save_config
 from medgen.training.guards import EXIT_STOPPED
 
 
@@ -69,6 +73,19 @@ def test_a_signal_during_validation_is_heard_and_validation_redone(tmp_path: Pat
     assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
     assert Launch(recipe(tmp_path / "run")).wait() == 0
     assert_same_run(tmp_path / "run", uninterrupted[1])
+
+
+def test_accelerate_launch_of_two_processes_is_the_same_run(tmp_path: Path, uninterrupted: dict[int, Path]) -> None:
+    settings = recipe(tmp_path / "run")
+    save_config(settings, tmp_path / "run.yaml")
+    root = Path(__file__).parents[2]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    topology = ["--config_file", str(root / "configs/accelerate/cpu2.yaml"), "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, *topology, str(Path(__file__).with_name("tiny.py")), str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(settings.train.out, uninterrupted[2])
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, uninterrupted: dict[int, Path]) -> None:
