@@ -80,7 +80,7 @@ def demo(out: Path = Path("out/demo"), pipeline: str = "digital_chest", quick: b
         "facts": [
             ("this machine", device_name(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))),
             ("model", first["model"]), ("weights", first["model_sha256"][:12]), ("films drawn", str(len(films) + drawn)),
-            ("steps, guidance", f"{first['num_inference_steps']}, {first['guidance_scale']:g}"), ("sampler", first["scheduler"]),
+            ("steps, guidance", f"{first['num_inference_steps']}, {first['guidance_scale']:g}"), ("sampler", first["scheduler"].removesuffix("Scheduler").removesuffix("Discrete")),
         ],
         "films": films, "patients": patients, "training": training, "evaluation": evaluation, "code": commands(session),
         "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False), "steps": session.steps, "version": __version__,
@@ -105,7 +105,7 @@ def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[st
         films.append({
             "prompt": prompt, "marked": marked(prompt), "image": picture(grey[case_id]),
             "change": None if case_id == "normal" else change(grey[case_id], grey["normal"]),
-            "scores": [(words(name), scores[case_id][name], name == asked[0] and case_id != "normal") for name in asked],
+            "scores": [(words(name.removeprefix("pleural_")), scores[case_id][name], name == asked[0] and case_id != "normal") for name in asked],
         })  # fmt: skip
     return films, [lines[case_id] for case_id in PROMPTS]
 
@@ -118,11 +118,11 @@ def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
             write_dataset(folder, session.sizes.films, seed=20_260, size=session.preprocessing["size"])
         manifest = read_manifest(path)
         session.training_films = sum(record.split == "train" for record in manifest.records)
-    chosen: list[CXRRecord] = []
+    chosen: dict[str, CXRRecord] = {}  # by patient: nobody twice
     for name in ("pleural_effusion", "nodule", "pneumothorax", "consolidation"):  # what a mask shows well
-        showing = (r for r in manifest.records if r not in chosen and name in {x.name for x in r.labels if x.state == "present"})
-        chosen += list(islice(showing, 1))
-    return [patient_card(manifest, record) for record in chosen], path
+        showing = (r for r in manifest.records if name in {x.name for x in r.labels if x.state == "present"})
+        chosen |= {r.patient_id: r for r in islice((r for r in showing if r.patient_id not in chosen), 1)}
+    return [patient_card(manifest, record) for record in chosen.values()], path
 
 
 def patient_card(manifest: Manifest, record: CXRRecord) -> dict[str, Any]:
