@@ -1,14 +1,13 @@
-"""The standard evaluation cases: held-out reports balanced over findings and sides, and pairs that change one thing.
+"""The standard evaluation cases: held-out reports as they occur, more of what is rare, and pairs that change one thing.
 
-`pair_id` and `variant` (left/right, present/absent) travel through sampling into metadata.jsonl, where evaluation finds them.
+`purpose`, `pair_id` and `variant` (left/right, present/absent) travel through sampling into metadata.jsonl, where evaluation finds them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,80 +28,98 @@ Cases = list[dict[str, Any]]
 
 
 def write_alignment_cases(
-    reference: Path, out: Path, n: int = 200, pairs: int = 60, repeats: int = 8, seed: int = 0, split: Split | None = "test"
+    reference: Path,
+    out: Path,
+    n: int = 200,
+    pairs: int = 60,
+    repeats: int = 8,
+    least: int = 10,
+    seed: int = 0,
+    split: Split | None = "test",
 ) -> Path:
     """Write evaluation cases for `medgen sample text-to-cxr --cases` from the reports of a held-out manifest.
 
     Args:
         reference: manifest whose reports become prompts.
         out: file to write (.jsonl).
-        n: single prompts, balanced over findings and sides.
+        n: prompts drawn as they occur, one per patient: images of these are compared with the real population.
         pairs: laterality pairs, and as many negation pairs.
         repeats: prompts of which four images are sampled, for diversity.
+        least: further prompts are added until every finding (on every side) that the manifest knows is asked for so often.
         seed: of the choice of prompts and of the noise.
         split: which split of the manifest; all of it with None.
     """
-    cases = alignment_cases(read_manifest(reference, split), n, seed, pairs, repeats)
+    cases = alignment_cases(read_manifest(reference, split), n, seed, pairs, repeats, least)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
     return out
 
 
 def alignment_cases(
-    manifest: Manifest, n: int = 200, seed: int = 0, pairs: int = 60, repeats: int = 8, prompts: PromptConfig | None = None
+    manifest: Manifest,
+    n: int = 200,
+    seed: int = 0,
+    pairs: int = 60,
+    repeats: int = 8,
+    least: int = 10,
+    prompts: PromptConfig | None = None,
 ) -> Cases:
-    """Case lines: `n` prompts, `pairs` laterality and `pairs` negation pairs, and of the first `repeats` prompts four images each.
+    """Case lines with a `purpose`: "population" (as the reports come), "rare" (to have enough of everything), "pair".
 
     Both images of a pair share one seed, so they start from the same noise. Raises `EvaluationError` where the manifest has no
     prompt that can be used.
     """
-    pool = _prompts(manifest, prompts or PromptConfig(), seed)
-    chosen = [prompt for prompt, _ in zip(_balanced(pool), range(n), strict=False)]
+    drawn = _prompts(manifest, prompts or PromptConfig(), seed)
+    pool = {prompt: label_text(prompt) for prompt, _ in drawn}
+    one_each = {patient: prompt for prompt, patient in reversed(drawn)}  # the first of each patient, in random order
+    population = list(reversed(one_each.values()))[:n]
     cases: Cases = []
-    for number, prompt in enumerate(chosen):
-        case_id = f"single-{number:04d}"
-        cases.append({"case_id": case_id, "prompt": prompt, "seed": _seed(seed, case_id), "n": 4 if number < repeats else 1})
+    for purpose, chosen in (("population", population), ("rare", _rare(pool, population, least))):
+        for number, prompt in enumerate(chosen):
+            case_id, count = f"{purpose}-{number:04d}", 4 if purpose == "population" and number < repeats else 1
+            case = {"case_id": case_id, "prompt": prompt, "seed": _seed(seed, case_id), "n": count, "purpose": purpose}
+            cases.append(case)
     cases += _pair_cases("laterality", _lateral(pool), pairs, seed)
     cases += _pair_cases("negation", _negated(pool), pairs, seed)
     return cases
 
 
-def _prompts(manifest: Manifest, config: PromptConfig, seed: int) -> dict[str, tuple[FindingLabel, ...]]:
-    """Different prompts of the manifest with what they state, in random order; contradictory ones never enter."""
-    pool: dict[str, tuple[FindingLabel, ...]] = {}
+def _prompts(manifest: Manifest, config: PromptConfig, seed: int) -> list[tuple[str, str]]:
+    """(prompt, patient) of every report that makes one, in random order."""
+    drawn: list[tuple[str, str]] = []
     order = np.random.default_rng(stable_seed("alignment prompts", seed)).permutation(len(manifest.records))
     for record in (manifest.records[i] for i in order):
         try:
-            prompt = report_to_prompt(record.findings, record.impression, record.view, config)
+            drawn.append((report_to_prompt(record.findings, record.impression, record.view, config), record.patient_id))
         except ReportError:
             continue
-        pool[prompt] = label_text(prompt)
-    if not pool:
+    if not drawn:
         raise EvaluationError(f"none of the {len(manifest)} reports of {manifest.name!r} makes a prompt")
-    return pool
+    return drawn
 
 
 def _present(labels: tuple[FindingLabel, ...]) -> list[FindingLabel]:
     return [label for label in labels if label.state == "present"]
 
 
-def _balanced(pool: dict[str, tuple[FindingLabel, ...]]) -> Iterator[str]:
-    """Prompts in turns over (finding, side) and normal, each prompt once: rare strata come as often as common ones while they last."""
-    strata: dict[tuple[str, str | None], list[str]] = defaultdict(list)
-    for prompt, labels in pool.items():
-        stated: list[tuple[str, str | None]] = [(label.name, label.side) for label in _present(labels)]
-        for key in stated or [("normal", None)]:
-            strata[key].append(prompt)
-    queues = [iter(strata[key]) for key in sorted(strata, key=str)]
-    used: set[str] = set()
-    while queues:
-        for queue in list(queues):
-            fresh = next((candidate for candidate in queue if candidate not in used), None)
-            if fresh is None:
-                queues.remove(queue)
-                continue
-            used.add(fresh)
-            yield fresh
+def _rare(pool: dict[str, tuple[FindingLabel, ...]], population: list[str], least: int) -> list[str]:
+    """Further prompts until every (finding, side) of the pool, and normal, is asked for `least` times, while prompts last."""
+
+    def strata(prompt: str) -> list[tuple[str, str | None]]:
+        return [(label.name, label.side) for label in _present(pool[prompt])] or [("normal", None)]
+
+    counts = Counter(key for prompt in population for key in strata(prompt))
+    wanted = sorted({key for prompt in pool for key in strata(prompt)}, key=str)
+    unused = [prompt for prompt in pool if prompt not in set(population)]
+    chosen: list[str] = []
+    for key in wanted:
+        for prompt in [prompt for prompt in unused if key in strata(prompt)]:
+            if counts[key] >= least:
+                break
+            chosen.append(prompt)
+            unused.remove(prompt)
+            counts.update(strata(prompt))
+    return chosen
 
 
 def _lateral(pool: dict[str, tuple[FindingLabel, ...]]) -> dict[str, list[tuple[str, str]]]:
@@ -158,7 +175,7 @@ def _pair_cases(kind: str, found: dict[str, list[tuple[str, str]]], count: int, 
             pair_id = f"{kind}-{number:04d}"
             for variant, prompt in zip(VARIANTS[kind], found[name][turn], strict=True):
                 case = {"case_id": f"{pair_id}-{variant}", "prompt": prompt, "seed": _seed(seed, pair_id), "n": 1}
-                cases.append({**case, "pair_id": pair_id, "variant": variant})
+                cases.append({**case, "purpose": "pair", "pair_id": pair_id, "variant": variant})
             number += 1
     return cases
 

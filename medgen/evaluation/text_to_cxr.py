@@ -59,9 +59,16 @@ def evaluate(
     scorer = alignment.judge_encoder(judge)
     logits, real_logits = extract(images, scorer, cache), extract(real, scorer, cache)
 
-    _say("comparing populations")
+    drawn = population(images)
+    _say(f"comparing populations ({len(drawn)} generated images of prompts as they occur)")
     fidelity = compare(
-        features.name.partition(":")[0], real_features, real.groups, fake_features, images.groups, seed, replicates=replicates
+        features.name.partition(":")[0],
+        real_features,
+        real.groups,
+        fake_features[drawn],
+        [images.groups[i] for i in drawn],
+        seed,
+        replicates=replicates,
     )
     _say("reading prompts and judging images")
     targets, known = alignment.prompt_targets([str(line["prompt"]) for line in images.metadata])
@@ -84,6 +91,18 @@ def evaluate(
     page = out / "report.html"
     _write(page, report.render(evaluation, material))
     return page
+
+
+def population(images: ImageSet) -> list[int]:
+    """Images to compare with the real population: one of every case whose purpose is "population".
+
+    Prompts that were chosen for their findings would shift the population. Without such cases: one image of every single case, and
+    every image where that leaves too few.
+    """
+    first = [i for i, line in enumerate(images.metadata) if not line.get("trajectory")]
+    marked = [i for i in first if images.metadata[i].get("purpose") == "population"]
+    single = [i for i in first if images.metadata[i].get("pair_id") is None]
+    return next((chosen for chosen in (marked, single) if len(chosen) >= SMALLEST_SET), list(range(len(images))))
 
 
 def _search_copies(

@@ -40,14 +40,25 @@ def present(prompt: str) -> dict[str, str | None]:
     return {label.name: label.side for label in label_text(prompt) if label.state == "present"}
 
 
-def test_prompts_are_balanced_over_findings_and_sides(manifest, tmp_path):
-    cases = [c for c in read(write_alignment_cases(manifest, tmp_path / "cases.jsonl", n=22, pairs=4)) if "pair_id" not in c]
-    assert len(cases) == 22
-    assert len({case["prompt"] for case in cases}) == 22
-    strata = Counter(key for case in cases for key in (present(case["prompt"]).items() or [("normal", None)]))
-    assert strata["normal", None] <= 5  # nearly half of the reports are normal, not of the cases
-    assert len(strata) >= 10
-    assert Counter(case["n"] for case in cases) == {4: 8, 1: 14}
+def test_the_population_is_drawn_as_it_occurs_and_what_is_rare_is_added(manifest, tmp_path):
+    cases = read(write_alignment_cases(manifest, tmp_path / "cases.jsonl", n=40, pairs=4, least=3))
+    drawn, rare = ([case for case in cases if case["purpose"] == purpose] for purpose in ("population", "rare"))
+    assert len(drawn) == 40
+    normal = sum(not present(case["prompt"]) for case in drawn) / 40
+    assert 0.3 < normal < 0.75  # half of the reports are normal
+    assert rare
+    assert all(present(case["prompt"]) for case in rare)
+    strata = Counter(key for case in [*drawn, *rare] for key in present(case["prompt"]).items())
+    assert min(strata.values()) >= 3
+    assert len({case["prompt"] for case in [*drawn, *rare]}) == len(drawn) + len(rare)
+    assert Counter(case["n"] for case in cases) == {4: 8, 1: len(cases) - 8}
+
+
+def test_every_patient_is_asked_for_once(tmp_path):
+    records = [CXRRecord(f"r{i}", f"p{i // 4}", "s", "a.png", "PA", f"{REPORTS[-2]} Film {i}.", "", "test") for i in range(40)]
+    path = write_manifest(records, tmp_path / "manifest.jsonl", name="four films each", source="test")
+    cases = read(write_alignment_cases(path, tmp_path / "cases.jsonl", n=40, pairs=0, least=0))
+    assert len(cases) == 10
 
 
 def test_laterality_pairs_swap_the_side_and_nothing_else(manifest, tmp_path):
