@@ -72,22 +72,37 @@ def demo(out: Path = Path("out/demo"), pipeline: str = "digital_chest", quick: b
     patients, manifest = make_patients(session)
     training = train_and_resume(session, manifest)
     evaluation, drawn = measure(session, manifest)
-    first = lines[0]
     now = datetime.datetime.now().astimezone()
-    write_page(out / "index.html", {
+    content = {
         "command": "make demo" if os.environ.get("MAKELEVEL") else "medgen demo",
         "duration": duration(sum(step["seconds"] for step in session.steps)),
-        "facts": [
-            ("this machine", device_name(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))),
-            ("model", first["model"]), ("weights", first["model_sha256"][:12]), ("films drawn", str(len(films) + drawn)),
-            ("steps, guidance", f"{first['num_inference_steps']}, {first['guidance_scale']:g}"), ("sampler", first["scheduler"].removesuffix("Scheduler").removesuffix("Discrete")),
-        ],
-        "films": films, "patients": patients, "training": training, "evaluation": evaluation, "code": commands(session),
-        "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False), "steps": session.steps, "version": __version__,
+        "facts": facts(lines[0], len(films) + drawn),
+        "films": films,
+        "patients": patients,
+        "training": training,
+        "evaluation": evaluation,
+        "code": commands(session),
+        "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False),
+        "steps": session.steps,
+        "version": __version__,
         "date": f"{now.day} {now:%B %Y, %H:%M}",
-    })  # fmt: skip
+    }
+    write_page(out / "index.html", content)
     session.console.print(f"\nDone in {duration(time.monotonic() - start)}. Open this page:")
     print((out / "index.html").resolve())
+
+
+def facts(line: Mapping[str, Any], drawn: int) -> list[tuple[str, str]]:
+    """What the page's head says: the machine, and from one line of metadata the model and its settings."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return [
+        ("this machine", device_name(device)),
+        ("model", line["model"]),
+        ("weights", line["model_sha256"][:12]),
+        ("films drawn", str(drawn)),
+        ("steps, guidance", f"{line['num_inference_steps']}, {line['guidance_scale']:g}"),
+        ("sampler", line["scheduler"].removesuffix("Scheduler").removesuffix("Discrete")),
+    ]
 
 
 def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -99,15 +114,19 @@ def sample_prompts(session: Session) -> tuple[list[dict[str, Any]], list[dict[st
         lines = {line["case_id"]: line for line in read_lines(folder / "metadata.jsonl")}
         grey = {case_id: read_grey(folder / line["file_name"]) for case_id, line in lines.items()}
         scores = judge(grey)
-    films = []
-    for case_id, prompt in PROMPTS.items():
-        asked = _ASKED[case_id]
-        films.append({
-            "prompt": prompt, "marked": marked(prompt), "image": picture(grey[case_id]),
-            "change": None if case_id == "normal" else change(grey[case_id], grey["normal"]),
-            "scores": [(words(name.removeprefix("pleural_")), scores[case_id][name], name == asked[0] and case_id != "normal") for name in asked],
-        })  # fmt: skip
-    return films, [lines[case_id] for case_id in PROMPTS]
+    return [film(case_id, grey, scores[case_id]) for case_id in PROMPTS], [lines[case_id] for case_id in PROMPTS]
+
+
+def film(case_id: str, grey: Mapping[str, np.ndarray], scores: Mapping[str, float]) -> dict[str, Any]:
+    """One film of the page: picture, difference from the normal one, and what the judge says about what was asked."""
+    asked, normal = _ASKED[case_id], case_id == "normal"
+    return {
+        "prompt": PROMPTS[case_id],
+        "marked": marked(PROMPTS[case_id]),
+        "image": picture(grey[case_id]),
+        "change": None if normal else change(grey[case_id], grey["normal"]),
+        "scores": [(words(name.removeprefix("pleural_")), scores[name], name == asked[0] and not normal) for name in asked],
+    }
 
 
 def make_patients(session: Session) -> tuple[list[dict[str, Any]], Path]:
