@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medgen import __version__
-from medgen.data.records import Manifest, read_manifest
-from medgen.evaluation import alignment, report
+from medgen.data.records import FINDINGS, Manifest, read_manifest
+from medgen.evaluation import alignment, plots, report
 from medgen.evaluation.diversity import diversity
 from medgen.evaluation.features import FeatureEncoder, extract, load_encoder, load_judge, pixel_encoder
 from medgen.evaluation.fidelity import SMALLEST_SET, compare
@@ -19,6 +19,7 @@ from medgen.evaluation.images import EvaluationError, ImageSet, read_generated, 
 from medgen.evaluation.memorisation import Memorisation, memorisation
 
 FRONTAL = ("PA", "AP", "UNKNOWN")
+TRUSTED_AUROC = 0.9  # of the judge on real images
 
 
 def evaluate(
@@ -74,16 +75,17 @@ def evaluate(
     targets, known = alignment.prompt_targets([str(line["prompt"]) for line in images.metadata])
     pairs, thresholds = alignment.find_pairs(images), judge.thresholds.tolist()
     train_set, copies = _search_copies(images, real, fake_features, real_features, features, train, manifest, cache, seed)
+    ceiling = alignment.finding_auroc(real_logits, *alignment.label_targets(real), real.groups, seed)
     evaluation = report.Evaluation(
         facts=_facts(images, real, manifest, features, judge.config.get("patients", ""), scorer.fingerprint, seed, split),
         fidelity=fidelity,
         findings=alignment.finding_auroc(logits, targets, known, _prompt_groups(images), seed),
-        ceiling=alignment.finding_auroc(real_logits, *alignment.label_targets(real), real.groups, seed),
+        ceiling=ceiling,
         laterality=alignment.score_pairs("laterality", pairs, logits, thresholds),
         negation=alignment.score_pairs("negation", pairs, logits, thresholds),
         diversity=diversity(images, real, images.native or features.size, seed),
         memorisation=copies,
-        warnings=_warnings(images, pairs),
+        warnings=_warnings(images, pairs, ceiling),
     )
     material = report.Material(images, real, train_set, logits, targets, known, thresholds, pairs, fake_features, real_features)
     _say("writing the report")
@@ -172,7 +174,7 @@ def _facts(
     }
 
 
-def _warnings(images: ImageSet, pairs: list[alignment.Pair]) -> tuple[str, ...]:
+def _warnings(images: ImageSet, pairs: list[alignment.Pair], ceiling: alignment.FindingAUROC) -> tuple[str, ...]:
     kinds = {pair.kind for pair in pairs}
     missing = [kind for kind in ("laterality", "negation") if kind not in kinds]
     warnings = []
@@ -180,6 +182,13 @@ def _warnings(images: ImageSet, pairs: list[alignment.Pair]) -> tuple[str, ...]:
         warnings.append(
             f"No {' and no '.join(missing)} pairs among these images, so that was not tested; `medgen evaluate cases` writes prompts "
             "that hold them."
+        )
+    measured = [output for output in ceiling.outputs[: len(FINDINGS)] if output.auroc is not None]
+    unsure = [f"{plots.words(o.name)} ({o.auroc.value:.2f})" for o in measured if o.auroc and o.auroc.value < TRUSTED_AUROC]
+    if unsure:
+        warnings.append(
+            f"The judge itself is unsure of {', '.join(unsure)} on real images (AUROC in brackets): what it says of these in generated "
+            "images is weak evidence, for or against."
         )
     if not all(line.get("synthetic") for line in images.metadata):
         warnings.append("Not every line of metadata.jsonl says that its image is synthetic.")

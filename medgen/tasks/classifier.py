@@ -92,11 +92,19 @@ class LabelledFilms(Dataset[dict[str, Any]]):
 
 
 def read_places(path: Path) -> Tensor:
-    """The square mask file at `path` as [len(FINDINGS),32,32] float32: 1 where any pixel of the cell belongs to the finding."""
+    """The square mask file at `path` as [len(FINDINGS),32,32] float32: 1 where any pixel of the cell belongs to the finding.
+
+    Raises `ConfigError` if its side is not a multiple of 32.
+    """
     with Image.open(path) as image:
-        bits = torch.from_numpy(np.array(image, dtype=np.uint8))
-    planes = torch.stack([(bits >> k) & 1 for k in range(len(FINDINGS))]).float()
-    return functional.adaptive_max_pool2d(planes, PLACES)
+        bits = np.array(image, dtype=np.uint8)
+    cell, rest = divmod(bits.shape[0], PLACES)
+    if rest or bits.shape[0] != bits.shape[1]:
+        raise ConfigError(
+            f"{path} is {bits.shape[1]}x{bits.shape[0]} pixels; a mask must be square, its side a multiple of {PLACES}"
+        )
+    cells = np.bitwise_or.reduce(bits.reshape(PLACES, cell, PLACES, cell), axis=(1, 3))
+    return torch.from_numpy(np.unpackbits(cells[None], axis=0, bitorder="little")[: len(FINDINGS)].astype(np.float32))
 
 
 class ClassifierTask:
