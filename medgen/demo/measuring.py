@@ -22,7 +22,7 @@ def measure(session: Session, manifest: Path) -> tuple[dict[str, Any], int]:
     with session.step("films from unseen reports", "generated") as generated:
         cases = session.out / "cases.jsonl"
         if not cases.exists():
-            write_alignment_cases(manifest, cases, n=sizes.measured, pairs=sizes.pairs, repeats=2, split=None)
+            write_alignment_cases(manifest, cases, n=sizes.measured, pairs=sizes.pairs, repeats=2, least=sizes.least, split=None)
         sample(session.name, generated, cases=str(cases), steps=sizes.sampling_steps)
     with session.step("measured against real digital patients", "evaluation") as folder:
         evaluate(generated, manifest, folder, split="all")

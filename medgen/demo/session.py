@@ -26,12 +26,13 @@ class Sizes:
     steps: int = 24
     kill_after: int = 14
     checkpoint_every: int = 5
-    measured: int = 64
+    measured: int = 56
+    least: int = 4
     pairs: int = 6
     sampling_steps: int | None = None  # None: as many as the pipeline itself takes
 
 
-QUICK = Sizes(films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, pairs=2, sampling_steps=4)
+QUICK = Sizes(films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4)
 """For tests."""
 
 
