@@ -97,12 +97,16 @@ class TrainedModule:
             yield
             return
         kept = [parameter.detach().clone() for parameter in self.parameters()]
-        self.ema.copy_to(self.parameters())
         try:
+            self._hold(self.ema.shadow_params)
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list[Tensor](self.parameters()), kept)
+            self._hold(kept)
+
+    @torch.no_grad()
+    def _hold(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters(), values):  # one by one: sharded tensors know no foreach copy
+            parameter.copy_(value)
 
     def remember_buffers(self) -> None:
         """Keep the running statistics as they are before a step: its forward passes move them, even if it is not applied."""

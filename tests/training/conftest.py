@@ -27,6 +27,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["medgen.training.loop", "torch.distributed"])
 
 
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class Launch:
     """One start of a training in `world` processes, as torchrun would start it."""
 
@@ -35,9 +42,7 @@ class Launch:
         out.parent.mkdir(parents=True, exist_ok=True)
         path, self.log = out.with_suffix(".yaml"), out.with_suffix(".log")
         save_config(settings, path)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = free_port()
         self.processes: list[BaseProcess] = []
         for rank in range(world):
             environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

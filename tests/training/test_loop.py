@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Launch, assert_same_run, final_state
+from conftest import Launch, assert_same_run, final_state, free_port
 from tiny import recipe
 
 from medgen.config import save_config
@@ -75,15 +75,16 @@ def test_a_signal_during_validation_is_heard_and_validation_redone(tmp_path: Pat
     assert_same_run(tmp_path / "run", uninterrupted[1])
 
 
+@pytest.mark.timeout(600)
 def test_accelerate_launch_of_two_processes_is_the_same_run(tmp_path: Path, uninterrupted: dict[int, Path]) -> None:
     settings = recipe(tmp_path / "run")
     save_config(settings, tmp_path / "run.yaml")
     root = Path(__file__).parents[2]
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    topology = ["--config_file", str(root / "configs/accelerate/cpu2.yaml"), "--main_process_port", "0"]
+    topology = ["--config_file", str(root / "configs/accelerate/cpu2.yaml"), "--main_process_port", free_port()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launcher, *topology, str(Path(__file__).with_name("tiny.py")), str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stderr
     assert_same_run(settings.train.out, uninterrupted[2])
 
