@@ -230,21 +230,24 @@ def augment(images: Tensor, places: Tensor, config: JudgeAugmentation, generator
 
 
 def _output_result(scores: Tensor, targets: Tensor, mask: Tensor) -> dict[str, float | int | None]:
-    """AUROC and the threshold of greatest sensitivity + specificity of one output; None and 0.5 where a class is missing."""
+    """AUROC and threshold of one output (probabilities, targets and mask [N]); None and 0.5 where a class is missing.
+
+    The threshold is the one nearest to 0.5 among those whose sensitivity + specificity is within 0.02 of the best: with few
+    positives the best alone is an accident.
+    """
     from sklearn.metrics import roc_auc_score, roc_curve
 
     known = mask.bool()
-    truth, values = targets[known].numpy(), scores[known].numpy()
+    truth, values = targets[known].numpy(), scores[known].double().numpy()
     positives = int(truth.sum())
     counts = {"positives": positives, "negatives": len(truth) - positives}
     if min(counts.values()) == 0:
         return {"auroc": None, "threshold": 0.5, **counts}
-    false, true, levels = roc_curve(truth, values)
-    best = int((true - false).argmax())
-    # between the two scores that the best cut lies between, so that neither sits on it
-    below = values[values < levels[best]]
-    threshold = (float(levels[best]) + float(below.max())) / 2 if len(below) else float(levels[best])
-    return {"auroc": float(roc_auc_score(truth, values)), "threshold": min(max(threshold, 0.0), 1.0), **counts}
+    false, true, levels = roc_curve(truth, values, drop_intermediate=False)
+    cuts = (levels + np.append(levels[1:], 0.0)) / 2  # between two scores, so that none sits on the threshold
+    good = np.isfinite(cuts) & (true - false >= (true - false).max() - 0.02)
+    threshold = float(cuts[good][np.abs(cuts[good] - 0.5).argmin()])
+    return {"auroc": float(roc_auc_score(truth, values)), "threshold": threshold, **counts}
 
 
 def model_card(facts: dict[str, Any], preprocessing: ImagePreprocessing, manifest_name: str) -> str:

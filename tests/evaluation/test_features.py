@@ -13,7 +13,8 @@ from torchvision.models import densenet121
 from toy_films import KINDS, film, write_generated
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from medgen.evaluation.features import extract, fingerprint, load_encoder, pixel_encoder
+from medgen.data.records import FINDINGS
+from medgen.evaluation.features import JUDGE, extract, fingerprint, load_encoder, pixel_encoder
 from medgen.evaluation.images import EvaluationError, read_generated
 from medgen.models.classifier import FindingClassifier
 
@@ -30,6 +31,14 @@ def test_a_classifier_folder_is_an_encoder(judge, images, tmp_path):
     assert features.shape == (5, encoder.dim) == (5, 32)
     assert isinstance(features, np.memmap)
     assert np.isfinite(features).all()
+
+
+def test_the_shipped_judge_is_small_complete_and_says_what_it_reached():
+    encoder = load_encoder("digital-chest", "cpu")
+    assert (encoder.size, encoder.dim) == (128, 128)
+    assert sum(path.stat().st_size for path in JUDGE.iterdir()) < 6e6
+    outputs = json.loads((JUDGE / "validation.json").read_text())["outputs"]
+    assert sum(outputs[name]["auroc"] for name in FINDINGS) / len(FINDINGS) > 0.95
 
 
 def test_the_second_time_nothing_is_encoded_and_a_new_image_costs_only_itself(images, tmp_path, monkeypatch):

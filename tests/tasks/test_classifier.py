@@ -17,6 +17,7 @@ from medgen.tasks.classifier import (
     ClassifierRecipe,
     ClassifierTask,
     JudgeAugmentation,
+    _output_result,
     augment,
     place_loss,
     positive_weights,
@@ -132,6 +133,17 @@ def test_rare_findings_weigh_more_up_to_the_ceiling(tmp_path):
     weights = dict(zip(OUTPUTS, positive_weights(records, 3.0).tolist(), strict=True))
     assert weights["edema"] == pytest.approx(2.0)  # √(4 / 1)
     assert weights["nodule"] == pytest.approx(5**0.5, rel=1e-5)
+
+
+def test_a_threshold_separates_and_stays_near_the_middle_where_many_do():
+    targets = torch.tensor([0.0] * 50 + [1.0] * 50)
+    apart = torch.cat([torch.linspace(0.0, 0.1, 50), torch.linspace(0.7, 1.0, 50)])
+    result = _output_result(apart, targets, torch.ones(100))
+    assert result["auroc"] == 1.0
+    assert result["threshold"] == pytest.approx(0.4)
+    low = _output_result(apart / 10, targets, torch.ones(100))["threshold"]
+    assert low is not None
+    assert 0.01 < low < 0.08  # where the scores are low, so is the threshold
 
 
 def test_export_without_a_validation_split_says_so(tmp_path):
