@@ -232,6 +232,7 @@ def write_dataset(
         dicom: write 16-bit DICOM (DX) instead of 8-bit PNG.
         processes: how many cores to use; default: all there are.
     """
+    from rich.console import Console
     from rich.progress import track
 
     if n < 1 or size < 32 or not set(views) <= {"PA", "AP"}:
@@ -248,8 +249,8 @@ def write_dataset(
     processes = processes or len(os.sched_getaffinity(0))
     with progress.open("a") as log:
         stream = render_studies(seed, patients, size, views, out, dicom, processes if len(patients) >= 16 else 1)
-        started = time.perf_counter()
-        for records in track(stream, total=len(patients), description=f"digital patients, {n} films"):
+        console, started = Console(stderr=True), time.perf_counter()
+        for records in track(stream, total=len(patients), description=f"digital patients, {n} films", console=console):
             log.write(json.dumps([asdict(r) for r in records]) + "\n")
             log.flush()
             done.append(records)
@@ -258,7 +259,7 @@ def write_dataset(
         flat, out / "manifest.parquet", name="digital-chest", source=f"medgen digital chest {json.dumps(settings)}"
     )
     if patients:
-        print(f"{len(patients) * len(views) / (time.perf_counter() - started):.1f} films/s on {processes} cores")
+        console.print(f"{len(patients) * len(views) / (time.perf_counter() - started):.1f} films/s on {processes} cores")
     _write_sheet([out / record.image for record in flat[:40]], out / "sheet.png")
     progress.unlink()
     return manifest
