@@ -14,7 +14,8 @@ class FrameBatch:
     """B sequences of T frames of C x S latents, conditioned on N tokens of width D.
 
     latents [B,T,C,*S]; times [B,T] (unit in the task's configuration); known [B,T] bool: given, not generated; present [B,T] bool:
-    False is padding; context [B,N,D], context_times [B,N], context_mask [B,N] bool (False is padding), or None without context.
+    False is padding; context [B,N,D], context_times [B,N], context_mask [B,N] bool (False is padding), or None without context;
+    features [B,T,F]: what is known of each frame (the cardiac phase), feature_mask [B,T] bool (False: unknown there), or None.
     """
 
     latents: Tensor
@@ -24,12 +25,20 @@ class FrameBatch:
     context: Tensor | None = None
     context_times: Tensor | None = None
     context_mask: Tensor | None = None
+    features: Tensor | None = None
+    feature_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         frames = self.latents.shape[:2]
         for name in ("times", "known", "present"):
             if getattr(self, name).shape != frames:
                 raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}; latents say [B,T] = {tuple(frames)}")
+        if self.features is None and self.feature_mask is not None:
+            raise ValueError("feature_mask needs features")
+        for name in ("features", "feature_mask"):
+            value = getattr(self, name)
+            if value is not None and value.shape[:2] != frames:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; latents say [B,T] = {tuple(frames)}")
         if self.context is None:
             if self.context_times is not None or self.context_mask is not None:
                 raise ValueError("context_times and context_mask need a context")
@@ -53,6 +62,18 @@ class FrameBatch:
             context_times=None,
             context_mask=context_mask,
         )
+
+    def conditions(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """What a denoiser is called with besides latents, levels and times; context and features in `dtype` if given."""
+        values: dict[str, Any] = {
+            "present": self.present if self.times.shape[1] > 1 else None,
+            "context": self.context if self.context is None else self.context.to(dtype),
+            "context_times": self.context_times,
+            "context_mask": self.context_mask,
+        }
+        if self.features is not None:  # networks that know no features are called without the word
+            values |= {"features": self.features.to(dtype), "feature_mask": self.feature_mask}
+        return values
 
     def to(self, device: torch.device | str) -> FrameBatch:
         """The same batch on `device`."""

@@ -138,13 +138,5 @@ def denoising_loss(denoiser: nn.Module, objective: Objective, frames: FrameBatch
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     batch, count = frames.times.shape
     levels = objective.sample_levels(batch, count, frames.known, generator)
-    prediction = denoiser(
-        objective.add_noise(x0, noise, levels),
-        levels,
-        frames.times,
-        present=frames.present if frames.times.shape[1] > 1 else None,
-        context=frames.context,
-        context_times=frames.context_times,
-        context_mask=frames.context_mask,
-    )
+    prediction = denoiser(objective.add_noise(x0, noise, levels), levels, frames.times, **frames.conditions())
     return objective.loss(prediction, x0, noise, levels, frames.known, frames.present)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
+POSITION_CHANNELS = 32
+"""Channels per axis of `grid_positions`."""
+
 
 @lru_cache(maxsize=8)
 def working_backends(device_type: str) -> tuple[str, ...]:
@@ -53,7 +56,10 @@ class Attention(nn.Module):
         rotary: Tensor | None = None,
         key_rotary: Tensor | None = None,
     ) -> Tensor:
-        """x [B,L,W], context [B,N,K] → [B,L,W]; mask [B,N] bool (True: attend); rotary angles [B or 1, L, 1, R/2], R ≤ head width."""
+        """x [B,L,W], context [B,N,K] → [B,L,W]; rotary angles [B or 1, L, 1, R/2], R ≤ head width.
+
+        mask [B,N], or [B or 1, L, N] where it differs by query, bool (True: attend).
+        """
         if self.to_q is None:
             q, k, v = self.to_kv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
             key_rotary = rotary
@@ -62,7 +68,9 @@ class Attention(nn.Module):
             k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
         q, k = rotate(self.norm_q(q), rotary).to(v.dtype), rotate(self.norm_k(k), key_rotary).to(v.dtype)
         backend = self.backend or working_backends(x.device.type)[0]
-        attn_mask = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+        attn_mask = None
+        if mask is not None:
+            attn_mask = (mask[:, None, None] if mask.ndim == 2 else mask[:, None]).expand(len(q), 1, q.shape[1], -1)
         out = dispatch_attention_fn(q, k, v, attn_mask=attn_mask, backend=AttentionBackendName(backend))
         return self.to_out(out.flatten(2))
 
@@ -86,6 +94,15 @@ def grid_angles(sides: tuple[int, ...], head_width: int, device: torch.device) -
     spread = [a.reshape((1,) * i + (side,) + (1,) * (len(sides) - 1 - i) + (per_axis,)).expand(shape)
               for i, (a, side) in enumerate(zip(axes, sides))]  # fmt: skip
     return torch.cat(spread, dim=-1).reshape(1, -1, 1, per_axis * len(sides))
+
+
+def grid_positions(sides: tuple[int, ...], like: Tensor) -> Tensor:
+    """[S, 32 * dims] sines and cosines of absolute position in [0, 1] (left is not right); the same at every resolution."""
+    frequency = math.pi * 2 ** (torch.arange(POSITION_CHANNELS // 2, device=like.device) / 3)
+    axes = [((torch.arange(n, device=like.device) + 0.5) / n)[:, None] * frequency for n in sides]
+    grids = torch.meshgrid(*(torch.arange(n, device=like.device) for n in sides), indexing="ij")
+    angles = torch.stack([axis[grid.flatten()] for axis, grid in zip(axes, grids)], dim=1).flatten(1)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(like.dtype)
 
 
 def time_angles(times: Tensor, channels: int, shortest: float, longest: float) -> Tensor:

@@ -16,11 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError
-from medgen.models.attention import Attention, grid_angles, time_angles
+from medgen.models.attention import POSITION_CHANNELS, Attention, grid_angles, grid_positions, time_angles
 from medgen.models.folders import component
 
 _LEVEL_CHANNELS = 256
-_POSITION_CHANNELS = 32
 
 
 class DenoiserConfig(Config):
@@ -59,6 +58,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         temporal_every: int = 0,
         modulation: str = "single",
         time_periods: tuple[float, float] = (1.0, 1000.0),
+        feature_dim: int = 0,
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % (2 * spatial_dims):
@@ -70,7 +70,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         token = latent_channels * patch_size**spatial_dims
         self.embed = nn.Linear(token, width)
-        self.embed_position = nn.Linear(_POSITION_CHANNELS * spatial_dims, width, bias=False)
+        self.embed_position = nn.Linear(POSITION_CHANNELS * spatial_dims, width, bias=False)
         self.embed_level = nn.Sequential(nn.Linear(_LEVEL_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_context = nn.Sequential(nn.LayerNorm(context_dim), nn.Linear(context_dim, width))
         self.embed_pooled = nn.Linear(width, width)
@@ -84,6 +84,10 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate_out = nn.Linear(width, 2 * width)
         self.project_out = nn.Linear(width, token)
+        self.embed_features = self.no_features = None
+        if feature_dim:
+            self.embed_features = nn.Sequential(nn.Linear(feature_dim, width), nn.SiLU(), nn.Linear(width, width))
+            self.no_features = nn.Parameter(torch.zeros(width))  # where a frame's features are unknown
         self._initialise()
 
     def _initialise(self) -> None:
@@ -115,19 +119,22 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         context: Tensor | None = None,
         context_times: Tensor | None = None,
         context_mask: Tensor | None = None,
+        features: Tensor | None = None,
+        feature_mask: Tensor | None = None,
     ) -> Tensor:
-        """latents [B,T,C,*S], levels and times [B,T], present [B,T] bool, context [B,N,D], context_times [B,N], context_mask [B,N] bool.
+        """latents [B,T,C,*S], levels and times [B,T], present [B,T] bool, context [B,N,D], context_times [B,N], context_mask [B,N] bool,
+        features [B,T,feature_dim], feature_mask [B,T] bool.
 
         Returns [B,T,C,*S]. `present=None`: all frames; `context_mask=None`: all tokens; `context_times=None`: tokens without
-        times (among others with times: NaN).
+        times (among others with times: NaN); `features=None`: unknown for every frame.
         """
         batch, frames = latents.shape[:2]
         tokens, sides = self._patchify(latents)
-        x = self.embed(tokens) + self.embed_position(_positions(sides, tokens))  # [B,T,S,W]
+        x = self.embed(tokens) + self.embed_position(grid_positions(sides, tokens))  # [B,T,S,W]
         words, mask = self._words(context, context_mask, batch)
         pooled = _masked_mean(words, mask)
         condition = self.embed_level(_sinusoid(levels, x.dtype)) + self.embed_pooled(pooled)[:, None]  # [B,T,W]
-        condition = nn.functional.silu(condition)
+        condition = nn.functional.silu(self._with_features(condition, features, feature_mask))
         shared = None if self.modulate is None else self.modulate(condition)
         head = self.config.width // self.config.heads
         shortest, longest = self.config.time_periods
@@ -148,6 +155,20 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
                 x = block(*arguments)
         shift, scale = self.modulate_out(condition).unsqueeze(2).chunk(2, dim=-1)
         return self._unpatchify(self.project_out(self.norm_out(x) * (1 + scale) + shift), latents.shape)
+
+    def _with_features(self, condition: Tensor, features: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The frames' conditions [B,T,W] with what is known of each frame."""
+        if self.embed_features is None or self.no_features is None:
+            if features is not None:
+                raise ValueError("this denoiser was built without features (feature_dim=0)")
+            return condition
+        if features is None:
+            return condition + self.no_features
+        if mask is None:
+            return condition + self.embed_features(features)
+        mask = mask[..., None]
+        # what is unknown may be NaN, and NaN times 0 is NaN in the backward pass: zeroed before, replaced after
+        return condition + torch.where(mask, self.embed_features(features.masked_fill(~mask, 0.0)), self.no_features)
 
     def _words(self, context: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
         null = self.null_token.expand(batch, -1, -1)
@@ -178,16 +199,26 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         return split.permute(order).reshape(shape)
 
 
-def build_denoiser(config: DenoiserConfig, latent_channels: int, context_dim: int, spatial_dims: int = 2) -> SequenceTransformer:
-    """A new denoiser, or the trained one at `config.init_from` (whose shape then counts; it must fit latents and context)."""
+def build_denoiser(
+    config: DenoiserConfig, latent_channels: int, context_dim: int, spatial_dims: int = 2, feature_dim: int = 0
+) -> SequenceTransformer:
+    """A new denoiser, or the trained one at `config.init_from` (whose shape then counts; it must fit latents, context and features)."""
     if config.init_from is None:
         shape = config.model_dump(exclude={"init_from"})
         try:
-            return SequenceTransformer(latent_channels, context_dim, spatial_dims, **shape)
+            return SequenceTransformer(latent_channels, context_dim, spatial_dims, feature_dim=feature_dim, **shape)
         except ValueError as error:
             raise ConfigError(f"denoiser: {error}") from None
-    model = SequenceTransformer.from_pretrained(component(config.init_from, "denoiser"), torch_dtype=torch.float32)
-    for name, needed in (("latent_channels", latent_channels), ("context_dim", context_dim), ("spatial_dims", spatial_dims)):
+    model = SequenceTransformer.from_pretrained(
+        component(config.init_from, "denoiser"), dtype=torch.float32, use_safetensors=True
+    )
+    expected = {
+        "latent_channels": latent_channels,
+        "context_dim": context_dim,
+        "spatial_dims": spatial_dims,
+        "feature_dim": feature_dim,
+    }
+    for name, needed in expected.items():
         if model.config[name] != needed:
             raise ConfigError(
                 f"denoiser.init_from: {config.init_from} was trained with {name}={model.config[name]}, this recipe has {needed}"
@@ -261,15 +292,6 @@ def _sinusoid(levels: Tensor, dtype: torch.dtype) -> Tensor:
     frequency = 1000 * torch.exp(-math.log(10000) * torch.arange(half, device=levels.device) / half)
     angles = levels.float()[..., None] * frequency
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
-
-
-def _positions(sides: tuple[int, ...], like: Tensor) -> Tensor:
-    """[S, 32 * dims] sines and cosines of absolute position in [0, 1] (left is not right); the same at every resolution."""
-    frequency = math.pi * 2 ** (torch.arange(_POSITION_CHANNELS // 2, device=like.device) / 3)
-    axes = [((torch.arange(n, device=like.device) + 0.5) / n)[:, None] * frequency for n in sides]
-    grids = torch.meshgrid(*(torch.arange(n, device=like.device) for n in sides), indexing="ij")
-    angles = torch.stack([axis[grid.flatten()] for axis, grid in zip(axes, grids)], dim=1).flatten(1)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(like.dtype)
 
 
 def _masked_mean(words: Tensor, mask: Tensor | None) -> Tensor:
