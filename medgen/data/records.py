@@ -1,7 +1,7 @@
-"""What one chest X-ray with its report is on disk, and the manifest (Parquet or JSONL) that lists them.
+"""What one chest X-ray with its report is on disk, and the manifest (Parquet or JSONL) that lists records of one kind.
 
 A manifest is the only thing the rest of medgen reads: every data set, real or digital, becomes one. It is validated on read
-and on write; an error names file, row, column and what was expected.
+and on write; an error names file, row, column and what was expected. Other kinds of record: `medgen.data.echo_records`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Generic, Literal, get_args, get_type_hints, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypeVar
 
 SCHEMA_VERSION = 1
 FINDINGS = (
@@ -58,14 +59,44 @@ class FindingLabel:
     size: str | None = None
 
 
+class Record:
+    """What every kind of record has. A kind is a frozen dataclass of text, numbers, JSON values (dict) and tuples of dataclasses of text.
+
+    `kind` is its name in a manifest's header; `files` are the columns that hold POSIX paths relative to the manifest's folder.
+    """
+
+    kind: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    record_id: str
+    patient_id: str
+    study_id: str
+    split: Split
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """(column, what was expected) of everything that types alone do not catch; a kind adds its own."""
+        if not _ID.fullmatch(self.record_id):
+            yield "record_id", "letters, digits and . _ - (it becomes a file name)"
+        for column in ("patient_id", "study_id"):
+            if not getattr(self, column):
+                yield column, "a name that is not empty"
+        for column in self.files:
+            if (value := getattr(self, column)) is not None and not _is_below(value):
+                yield column, "a POSIX path below the manifest's folder"
+        age = getattr(self, "age", None)
+        if age is not None and not 0 <= age <= 130:
+            yield "age", "years from 0 to 130"
+
+
 @dataclass(frozen=True)
-class CXRRecord:
+class CXRRecord(Record):
     """One image of one study. `image` is a POSIX path relative to the manifest's folder; `age` is in years; `study_date` is ISO.
 
     `truth` holds numeric truth (digital patients only) and `extra` whatever else the data set says; both must be JSON values.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+    kind = "cxr"
+    files = ("image",)
     record_id: str
     patient_id: str
     study_id: str
@@ -81,12 +112,26 @@ class CXRRecord:
     truth: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Those of every record, and a date that is no ISO date."""
+        yield from super().problems()
+        if self.study_date is not None:
+            try:
+                iso = date.fromisoformat(self.study_date).isoformat() == self.study_date
+            except ValueError:
+                iso = False
+            if not iso:
+                yield "study_date", "an ISO date such as 2180-05-06"
+
+
+R = TypeVar("R", bound=Record, default=CXRRecord)
+
 
 @dataclass(frozen=True)
-class Manifest:
-    """Records of one data set, with the folder their images lie below. `sha256` is that of the manifest file."""
+class Manifest(Generic[R]):
+    """Records of one data set, with the folder their files lie below. `sha256` is that of the manifest file."""
 
-    records: tuple[CXRRecord, ...]
+    records: tuple[R, ...]
     root: Path
     name: str
     source: str
@@ -96,36 +141,63 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.records)
 
-    def image_path(self, record: CXRRecord) -> Path:
-        """Where the image of `record` lies; `read_manifest` has checked that it is below `root`."""
-        return self.root / record.image
+    def path(self, relative: str) -> Path:
+        """Where a file that a record names lies; `read_manifest` has checked that it is below `root`."""
+        return self.root / relative
+
+    def image_path(self: Manifest[CXRRecord], record: CXRRecord) -> Path:
+        """Where the image of `record` lies."""
+        return self.path(record.image)
 
 
-COLUMNS = tuple(column.name for column in dataclasses.fields(CXRRecord))
-_LABEL = pa.struct([(column.name, pa.string()) for column in dataclasses.fields(FindingLabel)])
-_ARROW = pa.schema(
-    [(c, {"labels": pa.list_(_LABEL), "age": pa.float64()}.get(c, pa.string())) for c in COLUMNS]  # truth, extra: JSON text
-)
-_RECORD = TypeAdapter(CXRRecord)
+@dataclass(frozen=True)
+class _Shape:
+    """How a kind of record is stored: its columns, those of JSON text, the Parquet schema, and its validator."""
+
+    columns: tuple[str, ...]
+    json: tuple[str, ...]
+    arrow: Any
+    adapter: TypeAdapter[Any]
 
 
-def write_manifest(records: Iterable[CXRRecord], path: str | Path, *, name: str, source: str) -> Path:
-    """Write `records` to `path` (.parquet or .jsonl) in one atomic step and return the path.
+def _shape(record: type[Record]) -> _Shape:
+    hints = get_type_hints(record)
+    columns = tuple(column.name for column in dataclasses.fields(record))  # type: ignore[arg-type]
+    packed = tuple(name for name in columns if getattr(hints[name], "__origin__", None) is dict)
+    return _Shape(columns, packed, pa.schema([(c, _arrow(hints[c])) for c in columns]), TypeAdapter(record))
+
+
+def _arrow(hint: Any) -> Any:
+    """The Parquet type of a field: numbers, lists of dataclasses of text, and text (also for JSON)."""
+    options = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
+    if options[0] in (float, int):
+        return pa.float64() if options[0] is float else pa.int64()
+    if dataclasses.is_dataclass(options[0]):
+        return pa.list_(pa.struct([(column.name, pa.string()) for column in dataclasses.fields(options[0])]))
+    return pa.string()
+
+
+def write_manifest(records: Iterable[Record], path: str | Path, *, name: str, source: str) -> Path:
+    """Write `records` (all of one kind) to `path` (.parquet or .jsonl) in one atomic step and return the path.
 
     `name` is what the data set is called, `source` how it was made (a builder's or generator's name and options).
     Raises `ManifestError` if a record is invalid, a record id repeats, or a patient is in two splits.
     """
-    path = Path(path)
-    rows = [dataclasses.asdict(record) for record in records]
-    _records(rows, path)
-    header = {"medgen_manifest": SCHEMA_VERSION, "name": name, "source": source}
+    path, records = Path(path), list(records)
+    kinds = list(dict.fromkeys(type(record) for record in records))
+    if len(kinds) != 1:
+        raise ManifestError(f"{path}: " + (f"records of {len(kinds)} kinds in one manifest" if kinds else "no records"))
+    rows = [dataclasses.asdict(record) for record in records]  # type: ignore[call-overload]
+    _records(rows, path, kinds[0])
+    header = {"medgen_manifest": SCHEMA_VERSION, "kind": kinds[0].kind, "name": name, "source": source}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".parquet":
-            packed = [{**row, "truth": json.dumps(row["truth"]), "extra": json.dumps(row["extra"])} for row in rows]
+            shape = _shape(kinds[0])
+            packed = [{**row, **{column: json.dumps(row[column]) for column in shape.json}} for row in rows]
             metadata = {key: str(value) for key, value in header.items()}
-            pq.write_table(pa.Table.from_pylist(packed, schema=_ARROW.with_metadata(metadata)), temporary)
+            pq.write_table(pa.Table.from_pylist(packed, schema=shape.arrow.with_metadata(metadata)), temporary)
         elif path.suffix == ".jsonl":
             temporary.write_text("".join(json.dumps(line) + "\n" for line in [header, *rows]), encoding="utf-8")
         else:
@@ -138,30 +210,32 @@ def write_manifest(records: Iterable[CXRRecord], path: str | Path, *, name: str,
     return path
 
 
-def read_manifest(path: str | Path, split: Split | None = None) -> Manifest:
-    """Read and validate a manifest; `split` keeps only that split's records (an empty result is an error).
+@overload
+def read_manifest(path: str | Path, split: Split | None = None) -> Manifest[CXRRecord]: ...
+
+
+@overload
+def read_manifest(path: str | Path, split: Split | None = None, *, record: type[R]) -> Manifest[R]: ...
+
+
+def read_manifest(path: str | Path, split: Split | None = None, *, record: type[Any] = CXRRecord) -> Manifest[Any]:
+    """Read and validate a manifest of `record`s; `split` keeps only that split's (an empty result is an error).
 
     Raises `ManifestError` naming file, row (counted from 1), column and what was expected.
     """
     path = Path(path)
     if split is not None and split not in SPLITS:
         raise ManifestError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    if not path.is_file():
-        raise ManifestError(f"no manifest at {path}; `medgen data build` or `medgen digital chest` writes one")
-    content = path.read_bytes()
+    content = _content(path)
+    header, rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, content)
+    if (kind := _kind(header)) != record.kind:
+        raise ManifestError(f"{path} lists records of kind {kind!r}; expected a manifest of {record.kind!r} records")
     if path.suffix == ".parquet":
-        header, rows = _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        header, rows = _read_jsonl(path, content)
-    else:
-        raise ManifestError(f"{path}: a manifest ends in .parquet or .jsonl, not {path.suffix!r}")
-    version = header.get("medgen_manifest")
-    if str(version) != str(SCHEMA_VERSION):
-        found = "no schema version" if version is None else f"schema version {version}"
-        raise ManifestError(f"{path}: {found}; this medgen reads version {SCHEMA_VERSION}: build the manifest again")
-    records = _records(rows, path)
+        rows = _unpacked(rows, path, _shape(record))
+    _check_version(header, path)
+    records = _records(rows, path, record)
     if split is not None:
-        kept = [record for record in records if record.split == split]
+        kept = [item for item in records if item.split == split]
         if not kept:
             raise ManifestError(f"{path}: none of its {len(records)} records is in split {split!r}")
         records = kept
@@ -169,20 +243,57 @@ def read_manifest(path: str | Path, split: Split | None = None) -> Manifest:
     return Manifest(tuple(records), path.parent, str(header["name"]), str(header["source"]), SCHEMA_VERSION, digest)
 
 
+def manifest_kind(path: str | Path) -> str:
+    """Which kind of record the manifest at `path` lists, such as "cxr" or "echo". Raises `ManifestError` if it is none."""
+    path = Path(path)
+    content = _content(path)
+    header, _ = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, content)
+    _check_version(header, path)
+    return _kind(header)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise ManifestError(f"no manifest at {path}; `medgen data build` or `medgen digital` writes one")
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ManifestError(f"{path}: a manifest ends in .parquet or .jsonl, not {path.suffix!r}")
+    return path.read_bytes()
+
+
+def _kind(header: dict[str, Any]) -> str:
+    """The kind of record a header names; the first manifests listed only films and did not say so."""
+    return str(header.get("kind", CXRRecord.kind))
+
+
+def _check_version(header: dict[str, Any], path: Path) -> None:
+    version = header.get("medgen_manifest")
+    if str(version) != str(SCHEMA_VERSION):
+        found = "no schema version" if version is None else f"schema version {version}"
+        raise ManifestError(f"{path}: {found}; this medgen reads version {SCHEMA_VERSION}: build the manifest again")
+
+
 def _read_parquet(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path} is not a readable Parquet file: {error}") from None
-    _check_columns(table.column_names, path)
-    rows = table.to_pylist()
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}, table.to_pylist()
+
+
+def _unpacked(rows: list[dict[str, Any]], path: Path, shape: _Shape) -> list[dict[str, Any]]:
+    """Rows of a Parquet table with their JSON text read."""
+    columns, known = list(rows[0]) if rows else shape.columns, shape.columns
+    missing, unknown = set(known) - set(columns), set(columns) - set(known)
+    if missing or unknown:
+        said = [f"missing columns {sorted(missing)}"] * bool(missing) + [f"unknown columns {sorted(unknown)}"] * bool(unknown)
+        raise ManifestError(f"{path}: {' and '.join(said)}; expected {', '.join(known)}")
     for number, row in enumerate(rows, 1):
-        for column in ("truth", "extra"):
+        for column in shape.json:
             try:
                 row[column] = json.loads(row[column])
             except (TypeError, ValueError):
                 raise ManifestError(f"{path}, row {number}, column {column!r}: expected JSON, got {row[column]!r}") from None
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}, rows
+    return rows
 
 
 def _read_jsonl(path: Path, content: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -199,24 +310,18 @@ def _read_jsonl(path: Path, content: bytes) -> tuple[dict[str, Any], list[dict[s
     return header, rows
 
 
-def _check_columns(columns: Sequence[str], path: Path) -> None:
-    missing, unknown = set(COLUMNS) - set(columns), set(columns) - set(COLUMNS)
-    if missing or unknown:
-        said = [f"missing columns {sorted(missing)}"] * bool(missing) + [f"unknown columns {sorted(unknown)}"] * bool(unknown)
-        raise ManifestError(f"{path}: {' and '.join(said)}; expected {', '.join(COLUMNS)}")
-
-
-def _records(rows: list[dict[str, Any]], path: Path) -> list[CXRRecord]:
+def _records(rows: list[dict[str, Any]], path: Path, kind: type[Record]) -> list[Record]:
     """Validated records; also that ids are unique and no patient is in two splits."""
-    records: list[CXRRecord] = []
+    shape = _shape(kind)
+    records: list[Record] = []
     seen: dict[str, int] = {}
     split_of: dict[str, Split] = {}
     for number, row in enumerate(rows, 1):
         try:
-            record = _RECORD.validate_python(row)
+            record: Record = shape.adapter.validate_python(row)
         except ValidationError as error:
-            raise ManifestError(_explain(error, path, number)) from None
-        for column, expected in _problems(record):
+            raise ManifestError(_explain(error, path, number, shape.columns)) from None
+        for column, expected in record.problems():
             raise ManifestError(f"{path}, row {number}, column {column!r}: expected {expected}, got {getattr(record, column)!r}")
         if record.record_id in seen:
             raise ManifestError(
@@ -234,30 +339,16 @@ def _records(rows: list[dict[str, Any]], path: Path) -> list[CXRRecord]:
     return records
 
 
-def _problems(record: CXRRecord) -> Iterable[tuple[str, str]]:
-    if not _ID.fullmatch(record.record_id):
-        yield "record_id", "letters, digits and . _ - (it becomes a file name)"
-    for column in ("patient_id", "study_id"):
-        if not getattr(record, column):
-            yield column, "a name that is not empty"
-    image = PurePosixPath(record.image)
-    if not record.image or image.is_absolute() or ".." in image.parts or "\\" in record.image or ":" in image.parts[0]:
-        yield "image", "a POSIX path below the manifest's folder"
-    if record.age is not None and not 0 <= record.age <= 130:
-        yield "age", "years from 0 to 130"
-    if record.study_date is not None:
-        try:
-            iso = date.fromisoformat(record.study_date).isoformat() == record.study_date
-        except ValueError:
-            iso = False
-        if not iso:
-            yield "study_date", "an ISO date such as 2180-05-06"
+def _is_below(text: str) -> bool:
+    """Whether a POSIX path stays below the folder it is relative to, on any system."""
+    path = PurePosixPath(text)
+    return bool(text) and not (path.is_absolute() or ".." in path.parts or "\\" in text or ":" in (path.parts or ("",))[0])
 
 
-def _explain(error: ValidationError, path: Path, number: int) -> str:
+def _explain(error: ValidationError, path: Path, number: int, columns: Sequence[str]) -> str:
     problem = error.errors()[0]
     column = ".".join(str(part) for part in problem["loc"]) or "(whole row)"
     if problem["type"] in ("missing", "unexpected_keyword_argument"):
         what = "missing" if problem["type"] == "missing" else "unknown"
-        return f"{path}, row {number}: {what} column {column!r}; expected {', '.join(COLUMNS)}"
+        return f"{path}, row {number}: {what} column {column!r}; expected {', '.join(columns)}"
     return f"{path}, row {number}, column {column!r}: {problem['msg'].lower()}, got {problem['input']!r}"
