@@ -82,7 +82,7 @@ def load_judge(path: str | Path | None = None, device: torch.device | str | None
     if not (folder / "config.json").is_file():
         advice = "train it: medgen train classifier --config configs/classifier/digital_chest.yaml"
         raise EvaluationError(f"no finding classifier at {folder}; {advice}, and pass its export folder with --classifier")
-    model = FindingClassifier.from_pretrained(folder, torch_dtype=torch.float32)
+    model = FindingClassifier.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     assert isinstance(model, FindingClassifier)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 

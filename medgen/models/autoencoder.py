@@ -106,7 +106,7 @@ class PatchAutoencoderKL(AutoencoderKL):
 def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
     """A new autoencoder, or the trained one at `config.init_from` (any AutoencoderKL folder or hub id)."""
     if config.init_from is not None:
-        model = PatchAutoencoderKL.from_pretrained(component(config.init_from, "vae"), torch_dtype=torch.float32)
+        model = PatchAutoencoderKL.from_pretrained(component(config.init_from, "vae"), dtype=torch.float32, use_safetensors=True)
         return model.to(memory_format=torch.channels_last)
     stages = len(config.block_out_channels)
     if wrong := [width for width in config.block_out_channels if width % config.norm_num_groups]:
@@ -128,11 +128,9 @@ def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
 
 
 def load_autoencoder(path: str | Path) -> PatchAutoencoderKL:
-    """The trained autoencoder at `path` (folder or hub id), frozen, in evaluation mode and float32."""
-    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), torch_dtype=torch.float32).to(
-        memory_format=torch.channels_last
-    )
-    return model.requires_grad_(False).eval()
+    """The trained autoencoder at `path` (folder or hub id; safetensors only), frozen, in evaluation mode and float32."""
+    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), dtype=torch.float32, use_safetensors=True)
+    return model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def downsampling(vae: ModelMixin) -> int:

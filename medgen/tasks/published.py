@@ -204,7 +204,7 @@ class PublishedTextToCXR:
 def _load(path: str) -> Any:
     """The pipeline, from safetensors only, without a safety checker (it takes films for nudity and blackens them)."""
     try:
-        pipeline = DiffusionPipeline.from_pretrained(path, use_safetensors=True, torch_dtype=torch.float32)
+        pipeline = DiffusionPipeline.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"published.path: cannot load a diffusers pipeline from {path!r}: {error}") from error
     if getattr(pipeline, "safety_checker", None) is not None:

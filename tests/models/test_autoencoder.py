@@ -90,3 +90,12 @@ def test_what_does_not_fit_is_refused() -> None:
         encode_moments(tiny(), torch.rand(1, 1, 30, 32))
     with pytest.raises(ConfigError, match=r"block_out_channels.*norm_num_groups=4"):
         build_autoencoder(AutoencoderConfig(block_out_channels=(6,), norm_num_groups=4))
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
+    with pytest.raises(OSError, match="safetensors"):
+        load_autoencoder(tmp_path)
+    with pytest.raises(OSError, match="safetensors"):
+        build_autoencoder(AutoencoderConfig(init_from=str(tmp_path)))

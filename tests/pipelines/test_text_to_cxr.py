@@ -90,6 +90,14 @@ def test_saved_in_half_it_loads_whole_and_keeps_its_settings(pipeline: TextToCXR
     assert not list(tmp_path.rglob("*.bin"))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_loading_and_sampling_warn_of_nothing_outdated(pipeline: TextToCXRPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = TextToCXRPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert image(loaded).shape == (1, 1, 32, 32)
+
+
 def test_another_scheduler(pipeline: TextToCXRPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     other = TextToCXRPipeline.from_pretrained(
