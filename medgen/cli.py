@@ -43,6 +43,7 @@ VERBS = {
     "digital chest": Verb(
         "make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"
     ),
+    "digital echo": Verb("make digital hearts: echo clips and the ECGs that drove them", "medgen.digital.echo:write_dataset"),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
     "data check": Verb("check a manifest and every image it names", "medgen.data.build:check"),
     "train autoencoder": Verb("train a KL autoencoder on a manifest's images", train),

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +13,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from medgen import __version__
-from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, Split, write_manifest
+from medgen.data.records import FINDINGS, CXRRecord, FindingLabel
 from medgen.digital.anatomy import HEART, VERSION, Anatomy, load_anatomy
 from medgen.digital.findings import Edit, add_breasts, apply_finding
 from medgen.digital.patient import Acquisition, FilmView, Study, draw_acquisition, draw_findings, draw_patient
 from medgen.digital.projection import attenuation, develop, project
 from medgen.digital.reports import write_report
 from medgen.digital.warps import FIELD_MM, Body, warp
+from medgen.digital.writing import split_of, write_patients
 from medgen.seeds import stable_seed
 
-SPLIT_SHARES: tuple[tuple[Split, float], ...] = (("train", 0.8), ("val", 0.1), ("test", 0.1))
 MASK_MM = 2.0  # a pixel belongs to a finding when the ray passes through at least this much of it
 
 
@@ -40,10 +36,13 @@ class Film:
     acquisition: Acquisition
 
 
-def draw_study(seed: int, index: int, views: Sequence[FilmView] = ("PA", "AP")) -> Study:
-    """The study of patient `index` in population `seed`: one person, one day, one film per view of the same body."""
+def draw_study(seed: int, index: int, views: Sequence[FilmView] = ("PA", "AP"), focus: str | None = None) -> Study:
+    """The study of patient `index` in population `seed`: one person, one day, one film per view of the same body.
+
+    `focus` is a finding that the patient has for certain.
+    """
     patient = draw_patient(seed, index)
-    findings = draw_findings(stable_seed(seed, index))
+    findings = draw_findings(stable_seed(seed, index), focus=focus)
     pose = draw_acquisition(stable_seed(seed, index), views[0])
     # both films are taken in the same breath: pose and inspiration are shared, exposure and noise are not
     acquisitions = tuple(
@@ -127,20 +126,18 @@ def cardiothoracic_ratio(heart: torch.Tensor, lungs: torch.Tensor) -> float:
     return width(heart) / width(lungs)
 
 
-def split_of(patient_id: str) -> Split:
-    """A patient's split: a pure function of the patient, so that more patients never move one across."""
-    share = stable_seed("split", patient_id) / 2**63
-    for name, part in SPLIT_SHARES:
-        if share < part:
-            return name
-        share -= part
-    return "test"
-
-
-def _write_study(task: tuple[int, int, int, tuple[FilmView, ...], str, bool]) -> list[CXRRecord]:
-    seed, index, size, views, out, dicom = task
+def _write_study(
+    index: int,
+    out: str,
+    seed: int,
+    size: int,
+    views: tuple[FilmView, ...],
+    dicom: bool,
+    focus: str | None,
+    population: int,
+) -> list[CXRRecord]:
     torch.set_num_threads(1)
-    study = draw_study(seed, index, views)
+    study = draw_study(seed, index, views, focus if index >= population else None)
     findings, impression, labels = write_report(study)
     folder = Path(out)
     records = []
@@ -195,20 +192,6 @@ def _write_dicom(path: Path, film: Film, study: Study, record_id: str) -> None:
     )
 
 
-def render_studies(
-    seed: int, patients: range, size: int, views: Sequence[FilmView], out: Path, dicom: bool = False, processes: int = 1
-) -> Iterator[list[CXRRecord]]:
-    """Render and write the studies of `patients`, in order, on `processes` cores."""
-    tasks = [(seed, index, size, tuple(views), str(out), dicom) for index in patients]
-    if processes <= 1:
-        yield from map(_write_study, tasks)
-        return
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_write_study, tasks, chunksize=4)
-
-
 def write_dataset(
     out: Path,
     n: int,
@@ -217,6 +200,8 @@ def write_dataset(
     views: Sequence[FilmView] = ("PA", "AP"),
     dicom: bool = False,
     processes: int | None = None,
+    focus: str | None = None,
+    focus_n: int = 0,
 ) -> Path:
     """Write `n` films of digital patients below `out` and return the path of `manifest.parquet`.
 
@@ -231,38 +216,45 @@ def write_dataset(
         views: films taken of every patient.
         dicom: write 16-bit DICOM (DX) instead of 8-bit PNG.
         processes: how many cores to use; default: all there are.
+        focus: a finding of which more examples are wanted than the population has.
+        focus_n: films of further patients, after the `n`, who all have the `focus` finding.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     if n < 1 or size < 32 or not set(views) <= {"PA", "AP"}:
         raise ValueError(
             f"n must be at least 1 (got {n}), size at least 32 (got {size}), views among PA and AP (got {', '.join(views)})"
         )
+    if (focus is None) != (focus_n <= 0) or focus not in (None, *FINDINGS):
+        raise ValueError(f"focus must be one of {', '.join(FINDINGS)}, with its focus_n films; got {focus}, {focus_n}")
     load_anatomy(size)  # before the workers start: they all find the cache
     for name in ("images", "masks"):
         (out / name).mkdir(parents=True, exist_ok=True)
     settings = {"seed": seed, "size": size, "views": list(views), "dicom": dicom}
-    progress = out / "progress.jsonl"
-    done = _resume(progress, settings)
-    patients = range(len(done), -(-n // len(views)))
-    processes = processes or len(os.sched_getaffinity(0))
-    with progress.open("a") as log:
-        stream = render_studies(seed, patients, size, views, out, dicom, processes if len(patients) >= 16 else 1)
-        console, started = Console(stderr=True), time.perf_counter()
-        for records in track(stream, total=len(patients), description=f"digital patients, {n} films", console=console):
-            log.write(json.dumps([asdict(r) for r in records]) + "\n")
-            log.flush()
-            done.append(records)
-    flat = [record for records in done for record in records][:n]
-    manifest = write_manifest(
-        flat, out / "manifest.parquet", name="digital-chest", source=f"medgen digital chest {json.dumps(settings)}"
+    if focus is not None:
+        settings |= {"n": n, "focus": focus}
+    population, more = (-(-films // len(views)) for films in (n, focus_n))
+    work = partial(
+        _write_study,
+        out=str(out),
+        seed=seed,
+        size=size,
+        views=tuple(views),
+        dicom=dicom,
+        focus=focus,
+        population=population,
     )
-    if patients:
-        console.print(f"{len(patients) * len(views) / (time.perf_counter() - started):.1f} films/s on {processes} cores")
-    _write_sheet([out / record.image for record in flat[:40]], out / "sheet.png")
-    progress.unlink()
-    return manifest
+    records = write_patients(
+        out,
+        population + more,
+        work,
+        CXRRecord,
+        settings,
+        name="digital-chest",
+        what="studies",
+        keep=n + focus_n,
+        processes=processes,
+    )
+    _write_sheet([out / record.image for record in records[:40]], out / "sheet.png")
+    return out / "manifest.parquet"
 
 
 def _write_sheet(images: list[Path], path: Path) -> None:
@@ -272,20 +264,3 @@ def _write_sheet(images: list[Path], path: Path) -> None:
     from medgen.data.images import load_image
 
     save_image(make_grid([load_image(image, None) for image in images], nrow=8, normalize=True, value_range=(-1, 1)), path)
-
-
-def _resume(progress: Path, settings: dict[str, object]) -> list[list[CXRRecord]]:
-    if not progress.exists():
-        progress.write_text(json.dumps(settings) + "\n")
-        return []
-    lines = progress.read_text().split("\n")[:-1]  # a killed writer leaves at most one unfinished last line
-    if not lines or json.loads(lines[0]) != settings:
-        raise ValueError(
-            f"{progress} was begun with other settings ({lines[0] if lines else 'none'}): finish that run or use another --out"
-        )
-    progress.write_text("".join(line + "\n" for line in lines))
-    done = []
-    for line in lines[1:]:
-        rows = json.loads(line)
-        done.append([CXRRecord(**{**row, "labels": tuple(FindingLabel(**label) for label in row["labels"])}) for row in rows])
-    return done
