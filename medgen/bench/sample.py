@@ -15,9 +15,10 @@ from rich.table import Table
 
 from medgen.bench.machine import machine
 from medgen.sampling.cases import Case, TextConditions
+from medgen.sampling.request import Dtype, choose_device, resolve_settings
 from medgen.sampling.sampler import Lanes, jobs_of, sample
 from medgen.sampling.source import find_pipeline, load_pipeline
-from medgen.sampling.text_to_cxr import Dtype, TextSampling, choose_device, resolve_settings
+from medgen.sampling.text_to_cxr import TextSampling
 
 PROMPT = "Small left pleural effusion. No pneumothorax."
 

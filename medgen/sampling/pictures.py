@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,13 +30,22 @@ def png_bytes(frame: np.ndarray, bit_depth: BitDepth, notes: Mapping[str, str]) 
     return stream.getvalue()
 
 
-def contact_sheet(pictures: Sequence[tuple[Path, str]], columns: int = 6, width: int = 192, most: int = 60) -> bytes:
-    """A PNG of the first `most` pictures, each with its caption underneath, `columns` a row and `width` pixels each."""
+def contact_sheet(
+    pictures: Sequence[tuple[Path, str]],
+    opened: Callable[[Path], Image.Image] | None = None,
+    columns: int = 6,
+    width: int = 192,
+    most: int = 60,
+) -> bytes:
+    """A PNG of the first `most` files, each with its caption underneath, `columns` a row and `width` pixels each.
+
+    `opened` makes a file a grey picture; a grey PNG if not given.
+    """
     font, gap, line_height, characters = ImageFont.load_default(11), 8, 14, width // 6
     shown = list(pictures[:most])
     columns = min(columns, len(shown))
     captions = [textwrap.wrap(caption, characters, max_lines=6, placeholder=" …") for _, caption in shown]
-    tiles = [_tile(path, width) for path, _ in shown]
+    tiles = [_tile((opened or _open_png)(path), width) for path, _ in shown]
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
     heights = [max(tiles[i].height + line_height * len(captions[i]) for i in row) + 2 * gap for row in rows]
     sheet = Image.new("L", (columns * (width + gap) + gap, sum(heights) + gap + line_height), 255)
@@ -56,10 +65,13 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]], columns: int = 6, width:
     return stream.getvalue()
 
 
-def _tile(path: Path, width: int) -> Image.Image:
+def _open_png(path: Path) -> Image.Image:
     with Image.open(path) as image:
         values = np.asarray(image)
-    grey = Image.fromarray((values / (257 if values.dtype == np.uint16 else 1)).astype(np.uint8))
+    return Image.fromarray((values / (257 if values.dtype == np.uint16 else 1)).astype(np.uint8))
+
+
+def _tile(grey: Image.Image, width: int) -> Image.Image:
     return grey.resize((width, round(width * grey.height / grey.width)), Image.Resampling.BICUBIC)
 
 

@@ -198,7 +198,7 @@ def _threads(count: int) -> Iterator[None]:
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.2f} images/s")
+        return Text(f"{task.finished_speed or task.speed or 0:.2f}/s")
 
 
 def _with_progress(trajectories: Iterator[Trajectory[C]], missing: int, total: int, shown: bool) -> Iterator[Trajectory[C]]:

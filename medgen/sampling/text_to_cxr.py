@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import diffusers
 import numpy as np
 import torch
 import tyro
@@ -32,37 +29,15 @@ from medgen.sampling.cases import (
 )
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import BitDepth, contact_sheet, png_bytes, quantise
-from medgen.sampling.sampler import Job, Lanes, SamplingError, Shard, jobs_of, run
+from medgen.sampling.request import CONTACT_SHEET, RESERVED, Dtype, Sampled, choose_device, resolve_settings
+from medgen.sampling.sampler import Job, Lanes, Shard, jobs_of, run
 from medgen.sampling.schedulers import named_scheduler
-from medgen.sampling.source import PipelineSource, find_pipeline, load_pipeline
+from medgen.sampling.source import find_pipeline, load_pipeline
 
-CONTACT_SHEET = "contact_sheet.png"
-Dtype = Literal["float32", "bfloat16", "float16"]
 TextCase = Case[TextConditions]
 # From Python also a list of cases; on a command line a file.
 CasesArgument = Annotated[str | Path | Sequence[TextCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
-# What only the sampler may say about an image: a case with such a field is refused.
-_SETTINGS = ("model", "model_sha256", "num_inference_steps", "guidance_scale", "scheduler", "medgen", "diffusers", "torch")
-RESERVED = frozenset(
-    {*_SETTINGS, "file_name", "trajectory", "noise_seed", "synthetic", "dtype", "bit_depth", "device", "threads", "batch_size"}
-)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a call of `sample` did: `new` of `total` images; `complete` when the folder holds all of them, from every shard."""
-
-    out: Path
-    new: int
-    total: int
-    complete: bool
-
-    def __str__(self) -> str:
-        if not self.complete:
-            return f"{self.out}: {self.new} new images; the rest of {self.total} is up to the other shards"
-        if not self.new:
-            return f"{self.out}: all {self.total} images were already there, nothing to do"
-        return f"{self.out}: {self.new} new images, all {self.total} there; see {self.out / CONTACT_SHEET}"
+_RESERVED = RESERVED | {"bit_depth"}
 
 
 def sample(
@@ -203,7 +178,7 @@ def _cases(
     if prompt is not None:
         given = [parse_case({"case_id": "prompt", "prompt": prompt, "seed": seed, "n": n}, TextConditions)]
     elif isinstance(cases, str | Path):
-        given = read_cases(cases, TextConditions, RESERVED)
+        given = read_cases(cases, TextConditions, _RESERVED)
     else:
         given = list(cases or ())
         check_cases(given)
@@ -213,25 +188,6 @@ def _cases(
         case if case.conditions.negative_prompt is not None else with_conditions(case, negative_prompt=negative_prompt)
         for case in given
     ]
-
-
-def resolve_settings(source: PipelineSource, pipeline: Any, steps: int | None, guidance: float | None) -> dict[str, Any]:
-    """What decides the images besides the cases, as the metadata say it; what is None is the pipeline's own choice."""
-    steps = _default(pipeline, "num_inference_steps") if steps is None else steps
-    guidance = _default(pipeline, "guidance_scale") if guidance is None else guidance
-    if steps < 1:
-        raise SamplingError(f"steps must be at least 1, not {steps}")
-    if not 0 <= guidance < 1000:
-        raise SamplingError(f"guidance must be between 0 and 1000, not {guidance}")
-    scheduler = type(pipeline.scheduler).__name__
-    versions = (__version__, diffusers.__version__, torch.__version__)
-    return dict(zip(_SETTINGS, (source.name, source.sha256, int(steps), float(guidance), scheduler, *map(str, versions))))
-
-
-def _default(pipeline: Any, name: str) -> Any:
-    """What the pipeline itself would use: from its saved configuration, else from its signature."""
-    value = pipeline.config.get(name)
-    return inspect.signature(pipeline.__call__).parameters[name].default if value is None else value
 
 
 def _check_lengths(cases: Sequence[TextCase], pipeline: Any) -> None:
@@ -247,18 +203,6 @@ def _check_lengths(cases: Sequence[TextCase], pipeline: Any) -> None:
                     f"case {case.case_id!r}, field {name!r}: {count} tokens, but the text encoder of this pipeline reads {limit}; "
                     "shorten it (an impression says it shorter than the findings)"
                 )
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device by name, tried; None: this process's GPU if there is one, else the CPU."""
-    if name is None:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SamplingError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _captioned(folder: Path, line: dict[str, Any]) -> tuple[Path, str]:
