@@ -53,6 +53,9 @@ VERBS = {
     "sample text-to-cxr": Verb(
         "sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"
     ),
+    "sample ecg-to-echo": Verb(
+        "sample echo videos from ECGs: MP4 with the ECG strip, lossless frames, provenance", "medgen.sampling.ecg_to_echo:sample"
+    ),
     "evaluate text-to-cxr": Verb(
         "measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"
     ),

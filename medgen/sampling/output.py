@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 METADATA, SETTINGS, CASES = "metadata.jsonl", "sampling.json", "cases.jsonl"
+_FILES = {"file_name", "frames_file"}  # what a line promises to lie beside it
 
 
 class OutputError(ValueError):
@@ -61,12 +62,14 @@ class OutputFolder:
         self._repair()
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """Metadata of every trajectory whose file is there, by file name, from all shards."""
+        """Metadata of every trajectory whose files are there, by file name, from all shards."""
         lines: dict[str, dict[str, Any]] = {}
         # Parts before the merged file: if another shard merges meanwhile, what vanishes from the parts is already in it.
         for path in [*sorted(self.path.glob(".metadata-*.jsonl")), self.path / METADATA]:
             lines |= {line["file_name"]: line for line in _read_lines(path)}
-        return {name: line for name, line in lines.items() if (self.path / name).is_file()}
+        return {
+            name: line for name, line in lines.items() if all((self.path / line[key]).is_file() for key in _FILES & line.keys())
+        }
 
     def write(self, files: Mapping[str, bytes], line: Mapping[str, Any]) -> None:
         """Write one trajectory's files (name -> content), then its metadata line; each is on disk when this returns."""

@@ -59,9 +59,13 @@ def resolve_settings(
         if not 0 <= scale < 1000:
             raise SamplingError(f"{name} must be between 0 and 1000, not {scale}")
     kept = {name: float(scale) for name, scale in scales.items()} if isinstance(guidance, Mapping) else float(guidance)
-    scheduler = type(pipeline.scheduler).__name__
+    scheduler = getattr(pipeline, "scheduler", None)
     versions = (__version__, diffusers.__version__, torch.__version__)
-    return dict(zip(_SETTINGS, (source.name, source.sha256, int(steps), kept, scheduler, *map(str, versions))))
+    return dict(
+        zip(
+            _SETTINGS, (source.name, source.sha256, int(steps), kept, scheduler and type(scheduler).__name__, *map(str, versions))
+        )
+    )
 
 
 def _default(pipeline: Any, name: str) -> Any:

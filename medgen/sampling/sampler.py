@@ -182,7 +182,8 @@ def _in_batches(pipeline: Any, jobs: Sequence[Job[C]], draw: Draw[C], size: int)
 def _sharing_weights(pipeline: Any) -> Any:
     """A second pipeline over the same weights: schedulers count their steps, so each thread needs its own."""
     twin = copy.copy(pipeline)
-    twin.scheduler = copy.deepcopy(pipeline.scheduler)
+    if getattr(pipeline, "scheduler", None) is not None:  # masked-token decoding has none
+        twin.scheduler = copy.deepcopy(pipeline.scheduler)
     return twin
 
 

@@ -12,7 +12,12 @@ from typing import Any
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 _INDEX = "model_index.json"
-_OWN = {"TextToCXRPipeline": "medgen.pipelines.text_to_cxr"}  # every other class is one of diffusers
+# Every other class is one of diffusers.
+_OWN = {
+    "TextToCXRPipeline": "medgen.pipelines.text_to_cxr",
+    "ECGToEchoPipeline": "medgen.pipelines.ecg_to_echo",
+    "MaskedECGToEchoPipeline": "medgen.pipelines.masked_ecg_to_echo",
+}
 _DECISIVE = {".safetensors", ".json", ".txt", ".model"}  # weights, component configs, vocabularies
 _PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 

@@ -1,0 +1,252 @@
+"""What an echo case asks for, and its files read and checked before anything is sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import AfterValidator, Field
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from medgen.data.ecg import ECG, ECGError, ECGPreparation, PreparedECG, cut, prepare_ecg, read_ecg
+from medgen.data.echo_records import ECHO_VIEWS
+from medgen.data.video import VideoError, read_video
+from medgen.sampling.cases import Case, CaseError, Conditions, Text
+from medgen.sampling.echo_pictures import Strip
+
+EXAMPLES = Path(__file__).resolve().parent / "example_ecgs"
+_AROUND = 10.0  # s of signal read on each side of a clip: what filters and beat detection look at
+_REPORTED = 2.0  # s on each side of a clip whose beats the metadata list
+_IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+
+
+def _percent(value: float) -> float:
+    if value <= 1:
+        raise ValueError(f"expected percent from 1 to 100, this looks like a fraction ({100 * value:g} %?)")
+    return value
+
+
+def _known_view(name: str) -> str:
+    if name not in ECHO_VIEWS:
+        raise ValueError(f"expected one of {', '.join(ECHO_VIEWS)}")
+    return name
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class EchoAsked(Conditions):
+    """What a clip is conditioned on; whatever is None is left to the model.
+
+    `ecg`: WFDB record, DICOM waveform or the name of a shipped example; frame 0 is at second `ecg_start` of its clock (None: one
+    second into it where the recording is long enough, so that the first beat has a past). `ejection_fraction` in percent.
+    `first_frame`: an image or a video whose first frame is meant. `num_frames` at `fps` Hz, the pipeline's own if None.
+    """
+
+    ecg: Text | None = None
+    ecg_start: Number | None = None
+    ejection_fraction: Annotated[Number, Field(ge=0, le=100), AfterValidator(_percent)] | None = None
+    view: Annotated[str, AfterValidator(_known_view)] | None = None
+    first_frame: Text | None = None
+    num_frames: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
+    fps: Annotated[Number, Field(ge=1, le=1000)] | None = None
+
+
+EchoCase = Case[EchoAsked]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Length of a clip and the pipeline's picture size, as resolved for one case."""
+
+    num_frames: int
+    fps: float
+    size: int
+
+    @property
+    def seconds(self) -> float:
+        """From frame 0 to the end of the last frame."""
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A case's files, found and checked. Beats in seconds from frame 0: `r_peaks`, and `t_ends` (NaN: not found)."""
+
+    clip: Clip
+    strip: Strip
+    ecg: Path | None = None
+    ecg_start: float = 0.0
+    first_frame: Path | None = None
+    flags: tuple[str, ...] = ()
+    r_peaks: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    t_ends: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def read_ecg(self) -> ECG | None:
+        """The signal around the clip, on the recording's own clock."""
+        return None if self.ecg is None else _around(read_ecg(self.ecg), self.ecg_start, self.clip)
+
+    def read_first_frame(self) -> Tensor | None:
+        """[1,1,H,W] in [0,1], at the pipeline's size."""
+        return None if self.first_frame is None else _still(self.first_frame, self.clip.size)
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata say about the inputs."""
+        return {
+            "num_frames": self.clip.num_frames,
+            "fps": self.clip.fps,
+            "ecg_start": None if self.ecg is None else self.ecg_start,
+            "ecg_flags": list(self.flags),
+            "heart_rate": heart_rate(self.r_peaks, self.clip.seconds),
+            "r_peaks": [round(float(second), 4) for second in self.r_peaks],
+            "t_ends": [None if np.isnan(second) else round(float(second), 4) for second in self.t_ends],
+            **{f"{name}_sha256": digest for name, digest in self.sha256.items()},
+        }
+
+
+def example_ecgs() -> list[str]:
+    """Names of the digital patients' ECGs that come with medgen."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.hea"))
+
+
+def find_file(text: str, root: Path | None) -> Path:
+    """The file that a case names: a shipped example, or a path; below `root` unless that is None (then any path is the user's own).
+
+    A WFDB record goes by its stem, its .hea or its .dat. Raises `CaseError` for a path that leaves `root`, or leads nowhere.
+    """
+    if text in example_ecgs():
+        return EXAMPLES / text
+    path = Path(text)
+    if root is not None:
+        path = root / text
+        if Path(text).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
+            raise CaseError(f"{text!r} leads out of {root}; the files of a cases file lie below its folder (or below --root)")
+    if path.suffix == ".dat" and path.with_suffix(".hea").is_file():
+        path = path.with_suffix(".hea")
+    if not (path.is_file() or Path(f"{path}.hea").is_file()):
+        hint = f"; shipped examples: {', '.join(example_ecgs())}" if root is None and "/" not in text else ""
+        raise CaseError(f"there is no file {path}{hint}")
+    return path
+
+
+def inspect(case: EchoCase, root: Path | None, own: Clip, preparation: ECGPreparation) -> Inputs:
+    """Find, read and check the files of `case`. `own` is the pipeline's clip, `preparation` how it prepares an ECG.
+
+    Raises `CaseError` naming case and field.
+    """
+    asked = case.conditions
+    clip = Clip(asked.num_frames or own.num_frames, asked.fps or own.fps, own.size)
+    try:
+        field_name = "first_frame"
+        still = None if asked.first_frame is None else find_file(asked.first_frame, root)
+        digests = {} if still is None else {"first_frame": _digest(_still(still, clip.size).numpy())}
+        field_name = "ecg"
+        if asked.ecg is None:
+            if asked.ecg_start is not None:
+                raise CaseError("missing, but there is an ecg_start")
+            return Inputs(clip, Strip(clip.seconds, _words(asked, None)), first_frame=still, sha256=digests)
+        path = find_file(asked.ecg, root)
+        whole = read_ecg(path)
+        start = _start(whole, asked.ecg_start, clip)
+        near = _around(whole, start, clip)
+        prepared = prepare_ecg(near, preparation)
+    except (CaseError, ECGError, VideoError, OSError) as error:
+        raise CaseError(f"case {case.case_id!r}, field {field_name!r}: {error}") from None
+    digests["ecg"] = _digest(near.signal)
+    recorded = (whole.start - start, whole.start + whole.seconds - start)
+    return _described(asked, Inputs(clip, Strip(clip.seconds, ""), path, start, still, sha256=digests), prepared, recorded)
+
+
+def heart_rate(r_peaks: NDArray[np.float64], seconds: float) -> float | None:
+    """Beats per minute of the RR intervals that touch [0, seconds]; None where there is no whole one."""
+    touching = [b - a for a, b in pairwise(r_peaks) if b > 0 and a < seconds]
+    return round(60 / float(np.mean(touching)), 1) if touching else None
+
+
+def beat_frames(r_peaks: Sequence[float], t_ends: Sequence[float | None], num_frames: int, fps: float) -> tuple[int, int]:
+    """Numbers of the frames nearest to the first R peak in a clip and to the end of its T wave (end-diastole, end-systole).
+
+    Without such a beat: the first and the middle frame.
+    """
+    for peak, end in zip(r_peaks, t_ends):
+        if end is not None and peak >= -0.5 / fps and end <= (num_frames - 0.5) / fps:
+            return max(0, round(peak * fps)), min(round(end * fps), num_frames - 1)
+    return 0, num_frames // 2
+
+
+def _start(ecg: ECG, asked: float | None, clip: Clip) -> float:
+    if asked is not None:
+        return asked
+    return ecg.start + max(0.0, min(1.0, ecg.seconds - clip.seconds))
+
+
+def _around(ecg: ECG, start: float, clip: Clip) -> ECG:
+    cut(ecg, start, clip.seconds)  # raises where nothing of the clip itself was recorded
+    return cut(ecg, start - _AROUND, clip.seconds + 2 * _AROUND)
+
+
+def _still(path: Path, size: int) -> Tensor:
+    """The first frame of a video, or an image, as [1,1,size,size] in [0,1]: its middle square, resized."""
+    if path.suffix.lower() in _IMAGES:
+        try:
+            with Image.open(path) as image:
+                grey = np.asarray(image.convert("L"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise CaseError(f"{path} is not a readable image: {error}") from None
+    else:
+        grey = read_video(path)[0][0]
+    side = min(grey.shape)
+    top, left = ((length - side) // 2 for length in grey.shape)
+    square = torch.from_numpy(grey[top : top + side, left : left + side].astype(np.float32) / 255)[None, None]
+    return interpolate(square, (size, size), mode="bilinear", antialias=True).clamp(0, 1) if side != size else square
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _words(asked: EchoAsked, rate: float | None) -> str:
+    """The strip's small text."""
+    said = ["no ECG" if asked.ecg is None else "rate ?" if rate is None else f"{rate:.0f} bpm"]
+    if asked.ejection_fraction is not None:
+        said.append(f"EF {asked.ejection_fraction:g} % asked")
+    return "   ".join(said)
+
+
+def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG, recorded: tuple[float, float]) -> Inputs:
+    """`inputs` with the beats, flags and strip that `prepared` gives; `recorded`: first and last second, from frame 0."""
+    start, seconds = inputs.ecg_start, inputs.clip.seconds
+    peaks = np.asarray(prepared.r_peaks, dtype=np.float64) - start
+    near = (peaks > -_REPORTED) & (peaks < seconds + _REPORTED)
+    flags = list(prepared.flags)
+    if recorded[0] > 1e-6:
+        flags.append(f"ECG begins {recorded[0]:.2f} s after frame 0")
+    if recorded[1] < seconds - 1e-6:
+        flags.append(f"ECG ends {seconds - recorded[1]:.2f} s before the clip")
+    if not near.any():
+        flags.append("no heart beat found in the ECG: the clip's phase is left to the model")
+    lead = "II" if "II" in prepared.leads else prepared.leads[0]
+    first = max(0, round((start - 0.2 - prepared.start) * prepared.rate))
+    last = round((start + seconds + 0.2 - prepared.start) * prepared.rate)
+    rate = heart_rate(peaks, seconds)
+    strip = Strip(
+        seconds,
+        _words(asked, rate),
+        lead,
+        np.asarray(prepared.signal[prepared.leads.index(lead)][first:last]),
+        prepared.rate,
+        prepared.start + first / prepared.rate - start,
+        [float(second) for second in peaks[near]],
+    )
+    t_ends = np.asarray(prepared.t_ends, dtype=np.float64)[near] - start
+    return replace(inputs, strip=strip, flags=tuple(flags), r_peaks=peaks[near], t_ends=t_ends)
