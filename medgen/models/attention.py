@@ -81,7 +81,8 @@ def rotate(x: Tensor, angles: Tensor | None) -> Tensor:
         return x
     half = angles.shape[-1]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    # split, not slices: the backward pass of three slices fills three tensors with zeros and adds them, that of split is one copy
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
