@@ -90,10 +90,13 @@ def draw_patient(seed: int, index: int) -> Patient:
     )
 
 
-def draw_findings(seed: int, normal: float = 0.18) -> tuple[Finding, ...]:
-    """Findings of one study: none with probability `normal`, else one to three kinds, all kinds about equally frequent."""
+def draw_findings(seed: int, normal: float = 0.18, focus: str | None = None) -> tuple[Finding, ...]:
+    """Findings of one study: none with probability `normal`, else one to three kinds, all kinds about equally frequent.
+
+    With `focus`, that kind is always among them.
+    """
     rng = np.random.default_rng(stable_seed("digital chest", "findings", seed))
-    if rng.random() < normal:
+    if rng.random() < normal and focus is None:
         return ()
     kinds = [
         "pleural_effusion",
@@ -105,7 +108,9 @@ def draw_findings(seed: int, normal: float = 0.18) -> tuple[Finding, ...]:
         "atelectasis",
         "hyperinflation",
     ]
-    chosen = rng.choice(kinds, size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False)
+    chosen = list(rng.choice(kinds, size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False))
+    if focus is not None:  # in the place of the first kind, so that what excludes it goes
+        chosen = [focus, *(name for name in chosen[1:] if name != focus)]
     excluded = {"hyperinflation": {"edema", "atelectasis", "cardiomegaly"}, "pneumothorax": {"atelectasis"}}
     findings: list[Finding] = []
     for name in map(str, chosen):

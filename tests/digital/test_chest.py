@@ -112,6 +112,17 @@ def test_dataset_is_a_valid_manifest_and_more_patients_keep_the_first_ones(tmp_p
     assert (tmp_path / "b" / "sheet.png").is_file()
 
 
+def test_further_patients_all_have_the_wanted_finding(tmp_path: Path):
+    plain = read_manifest(write_dataset(tmp_path / "plain", n=4, seed=1, size=64, processes=1))
+    more = read_manifest(write_dataset(tmp_path / "more", n=4, seed=1, size=64, processes=1, focus="nodule", focus_n=6))
+    assert more.records[:4] == plain.records and len(more.records) == 10
+    assert all(any(label.name == "nodule" for label in record.labels) for record in more.records[4:])
+    with pytest.raises(ValueError, match="focus must be one of"):
+        write_dataset(tmp_path / "wrong", n=4, focus="tumour", focus_n=2)
+    with pytest.raises(ValueError, match="with its focus_n films"):
+        write_dataset(tmp_path / "wrong", n=4, focus="nodule")
+
+
 def test_interrupted_dataset_is_continued(tmp_path: Path):
     whole = read_manifest(write_dataset(tmp_path / "whole", n=6, seed=2, size=64, processes=1))
     part = tmp_path / "part"
