@@ -5,9 +5,8 @@ There are no horizontal flips anywhere, not even as an option: a flipped chest w
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medgen.config import Config
+from medgen.data import disk_cache
 from medgen.data.images import ImageError, ImagePreprocessing, from_grid, to_grid
 from medgen.data.records import CXRRecord, Manifest
 from medgen.data.report_text import PromptConfig, ReportError, report_to_prompt
@@ -56,7 +56,7 @@ class PreparedImages:
             grid = np.load(entry, allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError):  # absent, or cut off by a full disk
             grid = to_grid(path, self.preprocessing)
-            _write_atomically(entry, grid)
+            disk_cache.write_atomically(entry, partial(np.save, arr=grid, allow_pickle=False))
         return from_grid(grid, low, high)
 
     def entry(self, path: Path) -> Path:
@@ -64,25 +64,10 @@ class PreparedImages:
         if self.folder is None:
             raise ImageError("this data set has no cache folder")
         try:
-            state = path.stat()
+            state = disk_cache.file_state(path)
         except OSError:
             raise ImageError(f"no image at {path}") from None
-        what = self.preprocessing.model_dump_json(exclude={"range"})
-        key = hashlib.sha256(
-            f"{_CACHE_VERSION}|{path.absolute()}|{state.st_size}|{state.st_mtime_ns}|{what}".encode()
-        ).hexdigest()
-        return self.folder / key[:2] / f"{key[2:40]}.npy"
-
-
-def _write_atomically(path: Path, grid: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, grid, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return disk_cache.entry(self.folder, ".npy", _CACHE_VERSION, state, self.preprocessing.model_dump_json(exclude={"range"}))
 
 
 class LoadFilmd(MapTransform):

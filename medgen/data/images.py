@@ -47,7 +47,7 @@ def load_image(path: str | Path, size: int | None = None, channels: int = 1) -> 
     """
     values = torch.from_numpy(read_grey(path, size))[None]
     if size is not None:
-        values = _resized(values, size, pad=True)
+        values = to_square(values, size, pad=True)
     return (values * 2 - 1).expand(channels, -1, -1).contiguous()
 
 
@@ -64,7 +64,7 @@ def to_grid(path: str | Path, preprocessing: ImagePreprocessing) -> NDArray[np.u
         ends = (0.0, 100.0) if preprocessing.intensity == "minmax" else (0.5, 99.5)
         low, high = np.percentile(grey, ends)
         grey = np.clip((grey - low) / max(float(high - low), 1e-6), 0.0, 1.0).astype(np.float32)
-    values = _resized(torch.from_numpy(grey)[None], preprocessing.size, preprocessing.pad)[0]
+    values = to_square(torch.from_numpy(grey)[None], preprocessing.size, preprocessing.pad)[0]
     grid: NDArray[np.uint16] = np.rint(values.numpy() * 65535).astype(np.uint16)
     return grid
 
@@ -122,8 +122,8 @@ def _grey(image: Image.Image, path: Path) -> NDArray[np.float32]:
     return (np.asarray(image.convert("L")) / np.float32(255)).astype(np.float32)
 
 
-def _resized(values: Tensor, size: int, pad: bool) -> Tensor:
-    """`[1, H, W]` in [0, 1] to `[1, size, size]`: square by padding or centre crop, then antialiased."""
+def to_square(values: Tensor, size: int, pad: bool) -> Tensor:
+    """`[N, H, W]` in [0, 1] to `[N, size, size]`: square by padding or centre crop, then antialiased."""
     height, width = values.shape[-2:]
     side = max(height, width) if pad else min(height, width)
     top, left = (side - height) // 2, (side - width) // 2  # negative: crop

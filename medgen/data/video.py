@@ -156,7 +156,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] | No
     seconds = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit, 0.0) * float(zooms[-1])
     if seconds <= 0 or values.ndim != 3:
         return frames, None
-    return frames, np.arange(len(frames)) * seconds if len(frames) > 1 else np.array([seconds])
+    return frames, (np.arange(len(frames)) if len(frames) > 1 else np.ones(1)) * seconds
 
 
 def write_video(
@@ -203,7 +203,8 @@ def _encode(path: Path, container: str, frames: NDArray[np.uint8], fps: float, c
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = lossless if codec == "ffv1" else "yuv420p"
         stream.codec_context.thread_count = 1  # more threads cut the picture otherwise: other bytes
-        stream.options = {} if codec == "ffv1" else {"crf": "18", "preset": "medium"}
+        # x264's macroblock tree gives other bytes from one process to the next.
+        stream.options = {} if codec == "ffv1" else {"crf": "18", "preset": "medium", "x264-params": "no-mbtree=1"}
         for values in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24" if colour else "gray")
             output.mux(stream.encode(picture))
