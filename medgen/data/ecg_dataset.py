@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from medgen.data.ecg import ECG, ECGError, ECGPreparation, derive_limb_leads, prepare_ecg, read_ecg
 from medgen.data.ecg_records import ECGRecord
+from medgen.data.ecg_window import UNUSABLE
 from medgen.data.ppg import PPGError, prepare_ppg, read_ppg
 from medgen.data.records import Manifest
 from medgen.seeds import stable_seed
-
-USABLE = ("good", "scaled")  # units that were wrong have been put right
 
 
 class SignalDataset:
@@ -135,7 +134,7 @@ def prepare_signals(
                 recording.signal[[recording.leads.index(name) for name in ecg]], tuple(ecg), recording.rate, recording.start
             )
             prepared = prepare_ecg(derive_limb_leads(part)[0], preparation)
-            rows |= {n: prepared.signal[i] for i, n in enumerate(prepared.leads) if prepared.quality[n] in USABLE}
+            rows |= {n: prepared.signal[i] for i, n in enumerate(prepared.leads) if prepared.quality[n] not in UNUSABLE}
     length = min((len(row) for row in rows.values()), default=0)
     values = np.full((len(names), length), np.nan, np.float32)
     for i, name in enumerate(names):

@@ -48,22 +48,26 @@ def write_model_card(folder: Path, name: str, pipeline: DiffusionPipeline, recip
         "pipeline_tag": "text-to-image",
         "tags": ["diffusers", "medical", "chest-x-ray", "synthetic"],
     }
+    defaults = {
+        "size": pipeline.config["preprocessing"]["size"],
+        "steps": pipeline.config["num_inference_steps"],
+        "guidance": pipeline.config["guidance_scale"],
+    }
+    write_card(folder, front, _BODY, name, pipeline, recipe, **defaults)
+
+
+def write_card(
+    folder: Path, front: dict[str, Any], body: str, name: str, pipeline: DiffusionPipeline, recipe: Config, **values: Any
+) -> None:
+    """`folder/README.md` of any pipeline: `front` as its YAML head; `body` has {title}, {version}, {parts}, {recipe} and `values`."""
     modules = {key: part for key, part in pipeline.components.items() if hasattr(part, "parameters")}
     parts = "\n".join(
         f"| {key} | {type(part).__name__} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
         for key, part in modules.items()
     )
-    values = _without_folders(recipe.model_dump(mode="json"))
-    body = _BODY.format(
-        title=name,
-        version=__version__,
-        parts=parts,
-        size=pipeline.config["preprocessing"]["size"],
-        steps=pipeline.config["num_inference_steps"],
-        guidance=pipeline.config["guidance_scale"],
-        recipe=yaml.safe_dump(values, sort_keys=False),
-    )
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}")
+    text = yaml.safe_dump(_without_folders(recipe.model_dump(mode="json")), sort_keys=False)
+    filled = body.format(title=name, version=__version__, parts=parts, recipe=text, **values)
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{filled}")
 
 
 def _without_folders(value: Any) -> Any:

@@ -20,8 +20,11 @@ from medgen.training.memory import MemoryPreflightError
 TASKS = {
     "text-to-cxr": ("medgen.tasks.text_to_cxr", "TextToCXRRecipe", "TextToCXR"),
     "autoencoder": ("medgen.tasks.autoencoder", "AutoencoderRecipe", "AutoencoderTask"),
+    "video-tokenizer": ("medgen.tasks.video_tokenizer", "VideoTokenizerRecipe", "VideoTokenizerTask"),
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
+    "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),
+    "ecg-translation": ("medgen.tasks.ecg_translation", "ECGTranslationRecipe", "ECGTranslation"),
 }
 """Task name → module, recipe schema, task class (imported only when asked for)."""
 _PUBLISHED = ("medgen.tasks.published", "PublishedRecipe", "PublishedTextToCXR")
