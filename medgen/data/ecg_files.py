@@ -16,7 +16,15 @@ from medgen.data.ecg_leads import ECG, ECGError, lead_name
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "v": 1e3, "nv": 1e-6}  # of one unit, as WFDB and DICOM (UCUM) spell it, in lower case
 _MAX_SAMPLES = 200_000_000  # all leads together; a header that says more is broken or hostile
 # The last number of SCP-ECG's and IEEE 11073's (MDC) lead codes, as DICOM's context group 3001 lists them.
-_LEAD_CODES = {"1": "I", "2": "II", "61": "III", "62": "aVR", "63": "aVL", "64": "aVF", **{str(n): f"V{n - 2}" for n in range(3, 9)}}
+_LEAD_CODES = {
+    "1": "I",
+    "2": "II",
+    "61": "III",
+    "62": "aVR",
+    "63": "aVL",
+    "64": "aVF",
+    **{str(n): f"V{n - 2}" for n in range(3, 9)},
+}
 
 
 def read_ecg(path: str | Path, names: Mapping[str, str] | None = None) -> ECG:

@@ -61,7 +61,9 @@ def cut(ecg: ECG, start: float, seconds: float) -> ECG:
     last = min(ecg.signal.shape[1], round((start + seconds - ecg.start) * ecg.rate))
     if last <= first:
         end = ecg.start + ecg.seconds
-        raise ECGError(f"seconds {start:g} to {start + seconds:g} were not recorded: the ECG runs from {ecg.start:g} to {end:g} s")
+        raise ECGError(
+            f"seconds {start:g} to {start + seconds:g} were not recorded: the ECG runs from {ecg.start:g} to {end:g} s"
+        )
     return replace(ecg, signal=ecg.signal[:, first:last], start=ecg.start + first / ecg.rate)
 
 

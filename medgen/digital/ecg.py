@@ -14,7 +14,7 @@ from pydantic import Field
 from scipy.spatial.transform import Rotation
 
 from medgen.config import Config
-from medgen.data.ecg import LEADS, ECG
+from medgen.data.ecg import ECG, LEADS
 from medgen.digital.rhythm import Rhythm, RhythmError
 from medgen.digital.vcg import COMPONENTS, Conduction, Heart, Wave, draw_heart, draw_lead_field, shape, waves
 from medgen.seeds import stable_seed
@@ -96,7 +96,9 @@ def _fibrillation(heart: Heart, times: NDArray[np.float64], seed: int) -> NDArra
     rng = np.random.default_rng(stable_seed("fibrillatory waves", seed))
     rate, slow = rng.uniform(5, 8), rng.uniform(0.1, 0.3)
     out = np.zeros((COMPONENTS, len(times)))
-    wander = np.cumsum(rng.standard_normal(len(times))) * np.sqrt(2.0 * (times[1] - times[0]))  # phase noise: no clock drives the atria
+    wander = np.cumsum(rng.standard_normal(len(times))) * np.sqrt(
+        2.0 * (times[1] - times[0])
+    )  # phase noise: no clock drives the atria
     for axis in range(3):
         phase = 2 * np.pi * rate * times + 2.5 * np.sin(2 * np.pi * slow * times) + wander + rng.uniform(0, 0.8)
         size = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.3, 1.2) * times + rng.uniform(0, 6.3))
@@ -104,9 +106,7 @@ def _fibrillation(heart: Heart, times: NDArray[np.float64], seed: int) -> NDArra
     return out
 
 
-def _breathing(
-    source: NDArray[np.float64], rhythm: Rhythm, times: NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:
+def _breathing(source: NDArray[np.float64], rhythm: Rhythm, times: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """The lungs turn the heart by a few degrees and insulate it: the electrocardiogram's own trace of respiration."""
     rng = np.random.default_rng(stable_seed("breathing", seed))
     breath = rhythm.respiration(times)

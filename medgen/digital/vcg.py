@@ -157,7 +157,9 @@ def waves(heart: Heart, beat: Beat, t_gain: float = 0.0) -> list[Wave]:
     The tangent to the T wave's steepest descent meets the baseline at `Beat.t_end`: a Gaussian's does 2 standard deviations
     after its peak.
     """
-    qrs, t = {"pvc": (heart.early_qrs, heart.early_t), "paced": (heart.paced_qrs, heart.paced_t)}.get(beat.kind, (heart.qrs, heart.t))
+    qrs, t = {"pvc": (heart.early_qrs, heart.early_t), "paced": (heart.paced_qrs, heart.paced_t)}.get(
+        beat.kind, (heart.qrs, heart.t)
+    )
     after, before = heart.t_shape[0] * (beat.t_end - beat.r), heart.t_shape[1] * (1.3 if beat.kind in ("pvc", "paced") else 1.0)
     t = t * (1 + t_gain / max(float(np.linalg.norm(t[:3])), 1e-6))
     placed = [w._replace(centre=beat.r + w.centre) for w in qrs]
