@@ -24,6 +24,7 @@ __all__ = [
     "PreparedECG",
     "cut",
     "derive_limb_leads",
+    "filter_ecg",
     "frame_phase",
     "lead_name",
     "prepare_ecg",
@@ -90,6 +91,11 @@ def prepare_ecg(ecg: ECG, preparation: ECGPreparation = ECGPreparation()) -> Pre
 
     Raises `ECGError` if it is too short, sampled too slowly for the band, has no lead of LEADS, or none that is usable.
     """
+    return _with_beats(*filter_ecg(ecg, preparation))
+
+
+def filter_ecg(ecg: ECG, preparation: ECGPreparation) -> tuple[ECG, dict[str, str], list[str]]:
+    """`prepare_ecg` without the search for beats (most of its time): the usable leads, every lead's quality, and flags."""
     flags: list[str] = []
     ecg = _known_leads(ecg, flags)
     if ecg.seconds < SHORTEST:
@@ -119,7 +125,7 @@ def prepare_ecg(ecg: ECG, preparation: ECGPreparation = ECGPreparation()) -> Pre
         if derived:
             flags.append(f"derived from the other limb leads: {', '.join(derived)}")
     _check_limb_leads(ready, flags)
-    return _with_beats(ready, quality, flags)
+    return ready, quality, flags
 
 
 def _known_leads(ecg: ECG, flags: list[str]) -> ECG:

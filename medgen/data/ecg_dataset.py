@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medgen.data.ecg import ECG, ECGError, ECGPreparation, derive_limb_leads, prepare_ecg, read_ecg
+from medgen.data.ecg import ECG, ECGError, ECGPreparation, filter_ecg, read_ecg
 from medgen.data.ecg_records import ECGRecord
-from medgen.data.ecg_window import UNUSABLE
 from medgen.data.ppg import PPGError, prepare_ppg, read_ppg
 from medgen.data.records import Manifest
 from medgen.seeds import stable_seed
@@ -121,7 +120,7 @@ def prepare_signals(
     """Rows `names` [N,S] of recordings that share a clock, at `preparation.rate`; which rows are there and good, [N].
 
     A signal called "PPG" is prepared as a pulse wave, the others as an ECG (missing limb leads derived where two are there). Rows
-    that are not usable hold NaN. Where lengths differ, all are cut to the shortest.
+    that are not usable (absent, flat, saturated, noise, or with a gap) hold NaN. Where lengths differ, all are cut to the shortest.
     """
     rows: dict[str, NDArray[np.float32]] = {}
     for recording in recordings:
@@ -133,8 +132,8 @@ def prepare_signals(
             part = ECG(
                 recording.signal[[recording.leads.index(name) for name in ecg]], tuple(ecg), recording.rate, recording.start
             )
-            prepared = prepare_ecg(derive_limb_leads(part)[0], preparation)
-            rows |= {n: prepared.signal[i] for i, n in enumerate(prepared.leads) if prepared.quality[n] not in UNUSABLE}
+            filtered, _, _ = filter_ecg(part, preparation)
+            rows |= dict(zip(filtered.leads, filtered.signal))
     length = min((len(row) for row in rows.values()), default=0)
     values = np.full((len(names), length), np.nan, np.float32)
     for i, name in enumerate(names):
