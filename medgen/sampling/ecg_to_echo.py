@@ -16,9 +16,10 @@ import tyro
 from PIL import Image
 
 from medgen import __version__
+from medgen.data.clips import VideoPreprocessing
 from medgen.data.video import read_video, write_video
 from medgen.sampling.cases import CaseError, Trajectory, check_cases, parse_case, read_cases, write_cases
-from medgen.sampling.echo_cases import Clip, EchoAsked, EchoCase, Inputs, beat_frames, inspect
+from medgen.sampling.echo_cases import EchoAsked, EchoCase, Inputs, beat_frames, inspect
 from medgen.sampling.echo_pictures import film, tile
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import contact_sheet, quantise
@@ -91,7 +92,7 @@ def sample(
     source = find_pipeline(pipeline)
     loaded = load_pipeline(source, getattr(torch, dtype), where)
     settings = _settings(source, loaded, steps, guidance) | {"dtype": dtype} | lanes.settings
-    own = own_clip(loaded)
+    own = VideoPreprocessing.model_validate(dict(loaded.config.preprocessing))
     inputs = {case.case_id: inspect(case, root, own, loaded.ecg_preparation) for case in given}
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
     files = hashlib.sha256(json.dumps([inputs[case.case_id].sha256 for case in given]).encode()).hexdigest()
@@ -121,7 +122,7 @@ class EchoSampling:
             ejection_fraction=asked.ejection_fraction,
             view=asked.view,
             first_frame=inputs.read_first_frame(),
-            num_frames=inputs.clip.num_frames,
+            num_frames=inputs.clip.frames,
             fps=inputs.clip.fps,
             num_inference_steps=self.settings["num_inference_steps"],
             guidance_scale=self.settings["guidance_scale"],
@@ -161,12 +162,6 @@ class EchoSampling:
             write_video(lossless, quantise(frames, 8), clip.clip.fps, "ffv1", notes)
             # The frames first: a film without its frames would look finished.
             return {line["frames_file"]: lossless.read_bytes(), line["file_name"]: shown.read_bytes()}
-
-
-def own_clip(pipeline: Any) -> Clip:
-    """The clip that a pipeline makes unless told otherwise: length, rate and size of its training."""
-    preprocessing = pipeline.config.preprocessing
-    return Clip(int(preprocessing["frames"]), float(preprocessing["fps"]), int(preprocessing["size"]))
 
 
 def _settings(

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import AfterValidator, Field
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from medgen.data.clips import VideoPreprocessing
 from medgen.data.ecg import ECG, ECGError, ECGPreparation, PreparedECG, cut, prepare_ecg, read_ecg
+from medgen.data.ecg_window import UNUSABLE
 from medgen.data.echo_records import ECHO_VIEWS
-from medgen.data.video import VideoError, read_video
+from medgen.data.images import to_square
+from medgen.data.video import VideoError, load_video
 from medgen.sampling.cases import Case, CaseError, Conditions, Text
 from medgen.sampling.echo_pictures import Strip
 
@@ -65,24 +67,10 @@ EchoCase = Case[EchoAsked]
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Length of a clip and the pipeline's picture size, as resolved for one case."""
-
-    num_frames: int
-    fps: float
-    size: int
-
-    @property
-    def seconds(self) -> float:
-        """From frame 0 to the end of the last frame."""
-        return self.num_frames / self.fps
-
-
-@dataclass(frozen=True)
 class Inputs:
-    """A case's files, found and checked. Beats in seconds from frame 0: `r_peaks`, and `t_ends` (NaN: not found)."""
+    """A case's length, rate and files, found and checked. Beats in seconds from frame 0: `r_peaks`, `t_ends` (NaN: not found)."""
 
-    clip: Clip
+    clip: VideoPreprocessing
     strip: Strip
     ecg: Path | None = None
     ecg_start: float = 0.0
@@ -98,16 +86,16 @@ class Inputs:
 
     def read_first_frame(self) -> Tensor | None:
         """[1,1,H,W] in [0,1], at the pipeline's size."""
-        return None if self.first_frame is None else _still(self.first_frame, self.clip.size)
+        return None if self.first_frame is None else _still(self.first_frame, self.clip)
 
     def facts(self) -> dict[str, Any]:
         """What the metadata say about the inputs."""
         return {
-            "num_frames": self.clip.num_frames,
+            "num_frames": self.clip.frames,
             "fps": self.clip.fps,
             "ecg_start": None if self.ecg is None else self.ecg_start,
             "ecg_flags": list(self.flags),
-            "heart_rate": heart_rate(self.r_peaks, self.clip.seconds),
+            "heart_rate": heart_rate(self.r_peaks, _seconds(self.clip)),
             "r_peaks": [round(float(second), 4) for second in self.r_peaks],
             "t_ends": [None if np.isnan(second) else round(float(second), 4) for second in self.t_ends],
             **{f"{name}_sha256": digest for name, digest in self.sha256.items()},
@@ -139,22 +127,22 @@ def find_file(text: str, root: Path | None) -> Path:
     return path
 
 
-def inspect(case: EchoCase, root: Path | None, own: Clip, preparation: ECGPreparation) -> Inputs:
-    """Find, read and check the files of `case`. `own` is the pipeline's clip, `preparation` how it prepares an ECG.
+def inspect(case: EchoCase, root: Path | None, own: VideoPreprocessing, preparation: ECGPreparation) -> Inputs:
+    """Find, read and check the files of `case`. `own` and `preparation`: the clips that a pipeline makes, how it prepares an ECG.
 
     Raises `CaseError` naming case and field.
     """
     asked = case.conditions
-    clip = Clip(asked.num_frames or own.num_frames, asked.fps or own.fps, own.size)
+    clip = own.model_copy(update={"frames": asked.num_frames or own.frames, "fps": asked.fps or own.fps})
     try:
         field_name = "first_frame"
         still = None if asked.first_frame is None else find_file(asked.first_frame, root)
-        digests = {} if still is None else {"first_frame": _digest(_still(still, clip.size).numpy())}
+        digests = {} if still is None else {"first_frame": _digest(_still(still, clip).numpy())}
         field_name = "ecg"
         if asked.ecg is None:
             if asked.ecg_start is not None:
                 raise CaseError("missing, but there is an ecg_start")
-            return Inputs(clip, Strip(clip.seconds, _words(asked, None)), first_frame=still, sha256=digests)
+            return Inputs(clip, Strip(_seconds(clip), _words(asked, None)), first_frame=still, sha256=digests)
         path = find_file(asked.ecg, root)
         whole = read_ecg(path)
         start = _start(whole, asked.ecg_start, clip)
@@ -164,7 +152,7 @@ def inspect(case: EchoCase, root: Path | None, own: Clip, preparation: ECGPrepar
         raise CaseError(f"case {case.case_id!r}, field {field_name!r}: {error}") from None
     digests["ecg"] = _digest(near.signal)
     recorded = (whole.start - start, whole.start + whole.seconds - start)
-    return _described(asked, Inputs(clip, Strip(clip.seconds, ""), path, start, still, sha256=digests), prepared, recorded)
+    return _described(asked, Inputs(clip, Strip(_seconds(clip), ""), path, start, still, sha256=digests), prepared, recorded)
 
 
 def heart_rate(r_peaks: NDArray[np.float64], seconds: float) -> float | None:
@@ -184,19 +172,23 @@ def beat_frames(r_peaks: Sequence[float], t_ends: Sequence[float | None], num_fr
     return 0, num_frames // 2
 
 
-def _start(ecg: ECG, asked: float | None, clip: Clip) -> float:
+def _seconds(clip: VideoPreprocessing) -> float:
+    return clip.frames / clip.fps
+
+
+def _start(ecg: ECG, asked: float | None, clip: VideoPreprocessing) -> float:
     if asked is not None:
         return asked
-    return ecg.start + max(0.0, min(1.0, ecg.seconds - clip.seconds))
+    return ecg.start + max(0.0, min(1.0, ecg.seconds - _seconds(clip)))
 
 
-def _around(ecg: ECG, start: float, clip: Clip) -> ECG:
-    cut(ecg, start, clip.seconds)  # raises where nothing of the clip itself was recorded
-    return cut(ecg, start - _AROUND, clip.seconds + 2 * _AROUND)
+def _around(ecg: ECG, start: float, clip: VideoPreprocessing) -> ECG:
+    cut(ecg, start, _seconds(clip))  # raises where nothing of the clip itself was recorded
+    return cut(ecg, start - _AROUND, _seconds(clip) + 2 * _AROUND)
 
 
-def _still(path: Path, size: int) -> Tensor:
-    """The first frame of a video, or an image, as [1,1,size,size] in [0,1]: its middle square, resized."""
+def _still(path: Path, clip: VideoPreprocessing) -> Tensor:
+    """An image, or the first frame of a video, as [1,1,size,size] in [0,1]."""
     if path.suffix.lower() in _IMAGES:
         try:
             with Image.open(path) as image:
@@ -204,11 +196,8 @@ def _still(path: Path, size: int) -> Tensor:
         except (UnidentifiedImageError, OSError) as error:
             raise CaseError(f"{path} is not a readable image: {error}") from None
     else:
-        grey = read_video(path)[0][0]
-    side = min(grey.shape)
-    top, left = ((length - side) // 2 for length in grey.shape)
-    square = torch.from_numpy(grey[top : top + side, left : left + side].astype(np.float32) / 255)[None, None]
-    return interpolate(square, (size, size), mode="bilinear", antialias=True).clamp(0, 1) if side != size else square
+        grey = load_video(path, clip.fps).frames[0]  # its rate does not matter, and need not be known
+    return to_square(torch.from_numpy(grey / np.float32(255))[None], clip.size, clip.pad)[None]
 
 
 def _digest(values: np.ndarray) -> str:
@@ -225,7 +214,7 @@ def _words(asked: EchoAsked, rate: float | None) -> str:
 
 def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG, recorded: tuple[float, float]) -> Inputs:
     """`inputs` with the beats, flags and strip that `prepared` gives; `recorded`: first and last second, from frame 0."""
-    start, seconds = inputs.ecg_start, inputs.clip.seconds
+    start, seconds = inputs.ecg_start, _seconds(inputs.clip)
     peaks = np.asarray(prepared.r_peaks, dtype=np.float64) - start
     near = (peaks > -_REPORTED) & (peaks < seconds + _REPORTED)
     flags = list(prepared.flags)
@@ -235,7 +224,8 @@ def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG, recorded
         flags.append(f"ECG ends {seconds - recorded[1]:.2f} s before the clip")
     if not near.any():
         flags.append("no heart beat found in the ECG: the clip's phase is left to the model")
-    lead = "II" if "II" in prepared.leads else prepared.leads[0]
+    usable = [name for name in prepared.leads if prepared.quality.get(name) not in UNUSABLE]
+    lead = "II" if "II" in usable else usable[0]
     first = max(0, round((start - 0.2 - prepared.start) * prepared.rate))
     last = round((start + seconds + 0.2 - prepared.start) * prepared.rate)
     rate = heart_rate(peaks, seconds)
