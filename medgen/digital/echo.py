@@ -60,7 +60,8 @@ def record_echo(
     window = draw_window(heart, view, take)
     clip = film(heart, window, motion, rhythm.respiration(times), size)
     ecg, _ = simulate_ecg(rhythm, heart.seed, start=-ECG_MARGIN, end=last + ECG_MARGIN, twa_mv=twa_mv)
-    seen = [b for b in beat_volumes(heart, rhythm) if b.beat.t_end > 0 and b.beat.r < last]
+    near = [b for b in beat_volumes(heart, rhythm) if b.beat.r + b.beat.rr > 0 and b.beat.r <= last]
+    seen = [b for b in near if b.beat.t_end > 0] or near  # a short clip may lie between two systoles
     edv, esv = (float(np.mean([getattr(b, name) for b in seen])) for name in ("edv_ml", "esv_ml"))
     return Echo(heart, rhythm, window, times, motion, clip, ecg, _mean_fraction(seen), edv, esv)
 

@@ -89,7 +89,7 @@ def film(heart: Heart, window: Window, motion: Motion, breath: np.ndarray, size:
     machine, frames, masks = _Machine(window, depth, angle), [], []
     for start in range(0, len(breath), _CHUNK):
         part = slice(start, start + _CHUNK)
-        anatomy = _Anatomy(heart, window, motion[part], breath[part])
+        anatomy = Anatomy(heart, window, motion[part], breath[part])
         display = machine.display(_scattered(anatomy, *beams))
         seen = F.grid_sample(display[:, None], grid.expand(len(display), -1, -1, -1), align_corners=False)[:, 0]
         frames.append((seen * inside).clamp(0, 1).numpy())
@@ -108,7 +108,7 @@ class _Place:
     wall: Tensor
 
 
-class _Anatomy:
+class Anatomy:
     """The heart in its window; every method takes points [H,W] in mm (right, down) and answers for all T frames."""
 
     def __init__(self, heart: Heart, window: Window, motion: Motion, breath: np.ndarray) -> None:
@@ -256,7 +256,7 @@ class _Anatomy:
         return nearest
 
 
-def _scattered(anatomy: _Anatomy, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _scattered(anatomy: Anatomy, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Scatterers [T,2,D,B] (complex) and the amplitude [T,D,B] of what they are in, at points [D,B] in mm."""
     place = anatomy.locate(x, z)
     level = torch.maximum(anatomy.echogenicity(place), anatomy.leaflets(x, z))
