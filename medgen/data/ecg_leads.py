@@ -49,7 +49,7 @@ class ECG:
 def lead_name(name: str) -> str | None:
     """One of LEADS from "ii", "AVF", "MLII", "Lead I (Einthoven)", "MDC_ECG_LEAD_V3" ...; None for anything else ("PLETH")."""
     word = re.sub(r"\(.*\)|^MDC_|ECG|EKG|LEAD|[\s_:.-]", "", name.strip().upper())
-    return _NAMES.get(word) or (_NAMES.get(word[1:]) if word.startswith("M") else None)  # MLII: lead II of a Holter
+    return _NAMES.get(word) or _NAMES.get(re.sub("^ML?", "", word))  # MLII, MV5: as Holter recorders place them
 
 
 def cut(ecg: ECG, start: float, seconds: float) -> ECG:
