@@ -44,9 +44,14 @@ VERBS = {
         "make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"
     ),
     "digital echo": Verb("make digital hearts: echo clips and the ECGs that drove them", "medgen.digital.echo:write_dataset"),
-    "digital ecg": Verb("make digital recordings: 12-lead ECGs with their pulse waves", "medgen.digital.recordings:write_dataset"),
+    "digital ecg": Verb(
+        "make digital recordings: 12-lead ECGs with their pulse waves", "medgen.digital.recordings:write_dataset"
+    ),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
     "data check": Verb("check a manifest and every image it names", "medgen.data.build:check"),
+    "data shards": Verb(
+        "encode a recipe's training data into shards that stream", "medgen.tasks.text_to_cxr:write_training_shards"
+    ),
     "train autoencoder": Verb("train a KL autoencoder on a manifest's images", train),
     "train video-tokenizer": Verb("train a video tokenizer (codes for masked-token generation) on echo clips", train),
     "train text-encoder": Verb("train a small text encoder with its own tokenizer", train),
@@ -54,6 +59,7 @@ VERBS = {
     "train segmenter": Verb("train an echo video segmenter (judge of generated videos)", train),
     "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
     "train ecg-translation": Verb("train missing ECG leads from some leads, or an ECG from a pulse wave", train),
+    "train ecg-to-echo": Verb("train a generator of echo clips that follow an ECG", train),
     "sample text-to-cxr": Verb(
         "sample chest X-rays from text, with seeds, shards and provenance", "medgen.sampling.text_to_cxr:sample"
     ),
@@ -67,13 +73,15 @@ VERBS = {
         "write the standard evaluation prompts of a held-out manifest", "medgen.evaluation.cases:write_alignment_cases"
     ),
     "evaluate ecg-to-echo": Verb(
-        "measure generated echo videos against their ECGs, their conditions and real ones", "medgen.evaluation.echo.evaluate:evaluate"
+        "measure generated echo videos against their ECGs, their conditions and real ones",
+        "medgen.evaluation.echo.evaluate:evaluate",
     ),
     "evaluate echo-cases": Verb(
         "write the standard echo evaluation cases of a held-out manifest", "medgen.evaluation.echo.cases:write_echo_cases"
     ),
     "evaluate ecg-translation": Verb(
-        "measure generated ECG leads against linear regression on held-out recordings", "medgen.evaluation.ecg_translation:evaluate"
+        "measure generated ECG leads against linear regression on held-out recordings",
+        "medgen.evaluation.ecg_translation:evaluate",
     ),
     "evaluate autoencoder": Verb(
         "PSNR and SSIM of reconstructions on held-out images", "medgen.evaluation.autoencoder:evaluate_autoencoder"

@@ -116,7 +116,8 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 def _explain(error: ValidationError, schema: type[Config], path: str, origin: dict[str, str]) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        # pydantic puts the tag of a union's member into the path; ours stand in angle brackets, so that they can be told from keys
+        key = ".".join(str(part) for part in problem["loc"] if not re.fullmatch(r"<\w+>", str(part)))
         given = [place for name, place in origin.items() if key == name or key.startswith(f"{name}.")]
         where = given[0] if given else path
         if problem["type"] == "extra_forbidden":
@@ -144,7 +145,13 @@ def field_names(schema: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in schema.model_fields.items():
         names.append(prefix + name)
-        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for option in _options(field.annotation):
             if isinstance(option, type) and issubclass(option, BaseModel):
                 names += field_names(option, f"{prefix}{name}.")
     return names
+
+
+def _options(annotation: Any) -> list[Any]:
+    """A field's type, the members of its union, and the types behind their annotations."""
+    members = [annotation, *getattr(annotation, "__args__", ())]
+    return members + [getattr(member, "__origin__", None) for member in members]

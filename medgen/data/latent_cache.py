@@ -88,13 +88,13 @@ class LatentCache(torch.utils.data.Dataset[dict[str, Any]]):
         if rank == 0 and not (folder / "cache.json").exists():
             first, _ = _moments(encode, images[0]["image"][None], device)
             _create(folder, ids, key, tuple(first.shape[1:]), dtype, batch_size)
-        _wait_for(lambda: (folder / "cache.json").exists(), f"the main process to create {folder}")
+        wait_for(lambda: (folder / "cache.json").exists(), f"the main process to create {folder}")
         cache = cls(folder)
         cache._open("r+")
         if cache.ids != ids:
             raise ValueError(f"{folder} was built for other records: remove it (its key must name the manifest's content)")
         cache._fill(images, encode, device, workers, rank, world)
-        _wait_for(cache.complete, f"the other processes to fill {folder}")
+        wait_for(cache.complete, f"the other processes to fill {folder}")
         cache._open("r")
         return cache
 
@@ -125,7 +125,7 @@ class LatentCache(torch.utils.data.Dataset[dict[str, Any]]):
         missing = [chunk for chunk in range(rank, len(self._done), world) if not self._done[chunk]]
         batches = [list(range(c * self._chunk, min((c + 1) * self._chunk, len(self.ids)))) for c in missing]
         loader = DataLoader(images, batch_sampler=batches, collate_fn=_images, num_workers=workers)
-        progress = _Progress(f"encoding {len(self.ids)} images into {self.folder}", len(missing), quiet=rank > 0)
+        progress = Progress(f"encoding {len(self.ids)} images into {self.folder}", len(missing), quiet=rank > 0)
         for chunk, rows, (found, batch) in zip(missing, batches, loader):
             expected = self.ids[rows[0] : rows[-1] + 1]
             if found != expected:
@@ -206,7 +206,7 @@ class TokenCache:
         wanted = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))  # like lengths together: little padding
         cache = cls(folder)
         missing = [prompt for prompt in wanted if prompt not in cache][rank::world]
-        progress = _Progress(f"encoding {len(missing)} prompts into {folder}", -(-len(missing) // batch_size), quiet=rank > 0)
+        progress = Progress(f"encoding {len(missing)} prompts into {folder}", -(-len(missing) // batch_size), quiet=rank > 0)
         with _Part(folder, rank) as part:
             for start in range(0, len(missing), batch_size):
                 some = missing[start : start + batch_size]
@@ -221,7 +221,7 @@ class TokenCache:
             cache._read()
             return all(prompt in cache for prompt in wanted)
 
-        _wait_for(found, f"the other processes to fill {folder}")
+        wait_for(found, f"the other processes to fill {folder}")
         return cache
 
     def __contains__(self, prompt: str) -> bool:
@@ -233,10 +233,7 @@ class TokenCache:
 
     def batch(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens [B,N,D] float32, zero where padded, and mask [B,N] bool; N is the longest prompt's."""
-        rows = [self[prompt].float() for prompt in prompts]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.arange(tokens.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
-        return tokens, mask
+        return pad_tokens([self[prompt].float() for prompt in prompts])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -253,6 +250,12 @@ class TokenCache:
             where = (len(self._parts), lines)
             self._parts.append(np.memmap(index.with_suffix(".f16"), dtype=np.float16, mode="r", shape=(rows, width)))
             self._where |= {line["key"]: (where[0], line["start"], line["length"]) for line in lines}
+
+
+def pad_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens [B,N,D], zero where padded, and mask [B,N] bool, of B rows [n,D]; N is the longest row's n."""
+    tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return tokens, torch.arange(tokens.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
 
 
 class _Part:
@@ -318,7 +321,7 @@ def _plain(config: Any) -> dict[str, Any]:
     }
 
 
-def _wait_for(ready: Callable[[], bool], what: str) -> None:
+def wait_for(ready: Callable[[], bool], what: str) -> None:
     """Poll until `ready`; a launcher ends this process too if the one it waits for dies."""
     said = time.monotonic()
     while not ready():
@@ -329,7 +332,7 @@ def _wait_for(ready: Callable[[], bool], what: str) -> None:
             print(f"waiting for {what}", file=sys.stderr, flush=True)
 
 
-class _Progress:
+class Progress:
     """A line on stderr now and then, with the time left."""
 
     def __init__(self, text: str, total: int, quiet: bool) -> None:

@@ -83,7 +83,9 @@ def _needed(guidance: Guidance, given: FrameBatch | Sequence[FrameBatch] | None)
         return replace(guidance, scale=1.0), []
     batches = [] if given is None else [given] if isinstance(given, FrameBatch) else list(given)
     if len(batches) != len(guidance.scales):
-        raise ValueError(f"guidance scale {guidance.scale} needs {len(guidance.scales)} unconditional batches, not {len(batches)}")
+        raise ValueError(
+            f"guidance scale {guidance.scale} needs {len(guidance.scales)} unconditional batches, not {len(batches)}"
+        )
     return replace(guidance, scale=tuple(wanted)), [b for b, scale in zip(batches, guidance.scales) if scale != 1.0]
 
 

@@ -56,6 +56,54 @@ def write_model_card(folder: Path, name: str, pipeline: DiffusionPipeline, recip
     write_card(folder, front, _BODY, name, pipeline, recipe, **defaults)
 
 
+_ECHO_BODY = """
+# {title}
+
+A latent rectified flow that generates **synthetic** echocardiography clips that follow an ECG, made with medgen {version}.
+
+```python
+from medgen.data.ecg import read_ecg
+from medgen.pipelines.ecg_to_echo import ECGToEchoPipeline
+
+pipeline = ECGToEchoPipeline.from_pretrained("{title}")
+clip = pipeline(read_ecg("record.hea"), ejection_fraction=45, view="A4C", num_frames=64)
+clip.frames, clip.times, clip.flags  # [1, 64, {size}, {size}] in [0, 1], seconds, what was wrong with the ECG
+```
+
+| part | class | parameters |
+|---|---|---|
+{parts}
+
+Frames are {size} x {size} pixels, greyscale, at {fps} Hz; windows of {frames} frames are joined to clips of any length. Every
+condition may be left out: ECG (any leads, any rate, mV), ejection fraction (percent), view, first frame. Defaults: {steps} steps,
+guidance scale {guidance}.
+
+## Limits
+
+For research. Not a medical device: nothing that it generates is a finding in a person, and no diagnosis may rest on it. An ECG
+decides when a heart contracts, not how well: without an ejection fraction in the request, the one shown is a guess. What it knows
+of hearts, machines and rhythms is what its training data show.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def write_echo_card(folder: Path, name: str, pipeline: DiffusionPipeline, recipe: Config) -> None:
+    """Write `folder/README.md` of an ECG-to-echo pipeline."""
+    front = {
+        "library_name": "medgen",
+        "pipeline_tag": "text-to-video",
+        "tags": ["diffusers", "medical", "echocardiography", "ecg", "synthetic"],
+    }
+    shape = pipeline.config["preprocessing"]
+    values = {key: shape[key] for key in ("size", "fps", "frames")}
+    values |= {"steps": pipeline.config["num_inference_steps"], "guidance": pipeline.config["guidance_scale"]}
+    write_card(folder, front, _ECHO_BODY, name, pipeline, recipe, **values)
+
+
 def write_card(
     folder: Path, front: dict[str, Any], body: str, name: str, pipeline: DiffusionPipeline, recipe: Config, **values: Any
 ) -> None:

@@ -1,4 +1,4 @@
-"""Training the KL autoencoder: L1 + L2 + KL, optionally a perceptual loss and a patch discriminator (all from libraries).
+"""Training the KL autoencoder on films or frames of clips: L1 + L2 + KL, optionally perceptual and adversarial (from libraries).
 
 After Rombach et al. 2022 (latent diffusion) and MONAI's chest X-ray recipe. The export is the autoencoder's folder, with the
 per-channel statistics of its latents over the training data in its configuration.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from monai.losses import PatchAdversarialLoss, PerceptualLoss
 from monai.networks.nets import PatchDiscriminator
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -29,6 +29,7 @@ from medgen.models.autoencoder import (
 from medgen.seeds import generator
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CXRData
+from medgen.tasks.echo_data import EchoFrames
 
 
 class ReconstructionConfig(Config):
@@ -45,10 +46,19 @@ class ReconstructionConfig(Config):
     discriminator_channels: int = Field(64, gt=0)
 
 
+def _kind_of_data(data: Any) -> str:
+    names = data if isinstance(data, dict) else type(data).model_fields
+    return "<frames>" if "frames_per_clip" in names else "<films>"
+
+
+# A section with `frames_per_clip` is of echo clips; told apart by that alone, so that an error speaks of one kind only.
+ImageData = Annotated[Annotated[CXRData, Tag("<films>")] | Annotated[EchoFrames, Tag("<frames>")], Discriminator(_kind_of_data)]
+
+
 class AutoencoderRecipe(Config):
     """configs/autoencoder/*.yaml"""
 
-    data: CXRData
+    data: ImageData
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
     statistics_images: int = Field(4096, gt=0, description="training images over which latent statistics are taken")
@@ -86,12 +96,13 @@ class AutoencoderTask:
         return modules
 
     def dataset(self, split: Literal["train", "val"]) -> Any:
-        """Images of the manifest."""
-        return self.recipe.data.dataset(split, with_prompts=False)
+        """Films of the manifest, or some frames of each clip."""
+        data = self.recipe.data
+        return data.dataset(split, with_prompts=False) if isinstance(data, CXRData) else data.dataset(split)
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """{"images" [B,1,H,W], "ids"}"""
-        images = torch.stack([item["image"] for item in items]).contiguous(memory_format=torch.channels_last)
+        """{"images" [B,1,H,W], "ids"}; clips of k frames make a batch k times as large as their number."""
+        images = _images(items).contiguous(memory_format=torch.channels_last)
         return {"images": images, "ids": [item["id"] for item in items]}
 
     def loss(
@@ -158,7 +169,7 @@ class AutoencoderTask:
     def _preview_images(self) -> Tensor:
         data = self.dataset("val")
         count = min(8, len(data))
-        return torch.stack([data[i * len(data) // count]["image"] for i in range(count)]) if count else torch.empty(0)
+        return _images([data[i * len(data) // count] for i in range(count)])[:8] if count else torch.empty(0)
 
     @torch.no_grad()
     def _latent_statistics(self, model: PatchAutoencoderKL) -> tuple[Tensor, Tensor]:
@@ -169,7 +180,7 @@ class AutoencoderTask:
         size = self.recipe.train.batch_size
         first, second = [], []
         for start in range(0, count, size):
-            images = torch.stack([data[i]["image"] for i in chosen[start : start + size]]).to(device)
+            images = _images([data[i] for i in chosen[start : start + size]]).to(device)
             posterior = model.encode(_grey_to_channels(images, model)).latent_dist
             first.append(posterior.mean.double().mean((2, 3)))
             second.append((posterior.mean.double() ** 2 + posterior.var.double()).mean((2, 3)))
@@ -184,6 +195,11 @@ def reconstruction_quality(reconstruction: Tensor, images: Tensor) -> dict[str, 
         "psnr": peak_signal_noise_ratio(reconstruction, images, data_range=2.0, dim=(1, 2, 3)),
         "ssim": _as_tensor(structural_similarity_index_measure(reconstruction, images, data_range=2.0)),
     }
+
+
+def _images(items: list[dict[str, Any]]) -> Tensor:
+    """[B,1,H,W] of items that hold one image [1,H,W] or several [K,1,H,W]."""
+    return torch.cat([item["image"].reshape(-1, *item["image"].shape[-3:]) for item in items])
 
 
 def _as_tensor(value: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -21,6 +21,7 @@ TASKS = {
     "text-to-cxr": ("medgen.tasks.text_to_cxr", "TextToCXRRecipe", "TextToCXR"),
     "autoencoder": ("medgen.tasks.autoencoder", "AutoencoderRecipe", "AutoencoderTask"),
     "video-tokenizer": ("medgen.tasks.video_tokenizer", "VideoTokenizerRecipe", "VideoTokenizerTask"),
+    "ecg-to-echo": ("medgen.tasks.ecg_to_echo", "ECGToEchoRecipe", "ECGToEcho"),
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
     "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),

@@ -68,7 +68,7 @@ def test_a_stopped_build_continues_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_second_rank_fills_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medgen.data.latent_cache._wait_for", lambda ready, what: None)
+    monkeypatch.setattr("medgen.data.latent_cache.wait_for", lambda ready, what: None)
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")

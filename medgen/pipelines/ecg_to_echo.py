@@ -1,0 +1,217 @@
+"""`ECGToEchoPipeline`: an echo clip that follows an ECG, by rectified flow in latents. Saved and loaded like any diffusers pipeline.
+
+`ECGToEchoPipeline.from_pretrained(folder)(read_ecg("record"), ejection_fraction=45).frames[0]`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from medgen.data.ecg import ECG, ECGPreparation
+from medgen.diffusion.frames import FrameBatch
+from medgen.diffusion.guidance import Guidance
+from medgen.diffusion.sampling import Generators, sample_frames
+from medgen.models.autoencoder import PatchAutoencoderKL, decode, downsampling, encode_moments
+from medgen.models.denoiser import SequenceTransformer
+from medgen.models.echo_conditioner import EchoConditioner, EchoConditions
+from medgen.pipelines.echo_inputs import (
+    EchoOutput,
+    clip_count,
+    echo_conditions,
+    guided_conditions,
+    part_of,
+    still_frames,
+    windows,
+)
+
+_CHUNK = 8  # frames decoded at a time, always so many: rounding depends on how many rows a matrix product has
+
+
+class ECGToEchoPipeline(DiffusionPipeline):
+    """ECG, ejection fraction, view and first frame (each optional) → latent frames → video.
+
+    `preprocessing` holds size, frames (of the windows it was trained on) and fps; `ecg_preparation` is that of the training ECGs.
+    Longer clips are windows joined over `overlap` or more frames that both have. The rest are defaults of a call.
+    """
+
+    model_cpu_offload_seq = "conditioner->denoiser->vae"
+
+    def __init__(
+        self,
+        vae: PatchAutoencoderKL,
+        denoiser: SequenceTransformer,
+        conditioner: EchoConditioner,
+        scheduler: SchedulerMixin,
+        preprocessing: dict[str, Any] | None = None,
+        ecg_preparation: dict[str, Any] | None = None,
+        overlap: int = 8,
+        num_inference_steps: int = 12,
+        guidance_scale: float | dict[str, float] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, denoiser=denoiser, conditioner=conditioner, scheduler=scheduler)
+        preparation = ECGPreparation.model_validate(ecg_preparation or {})
+        if preparation.rate != conditioner.config.rate:
+            raise ValueError(
+                f"the conditioner reads ECGs of {conditioner.config.rate:g} Hz, they are prepared at {preparation.rate:g}"
+            )
+        self.register_to_config(
+            preprocessing=dict(preprocessing or {"size": int(vae.config.sample_size), "frames": 32, "fps": 20.0}),
+            ecg_preparation=preparation.model_dump(mode="json"),
+            overlap=overlap,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ECGToEchoPipeline:
+        """As in diffusers, from safetensors only; float32 unless `torch_dtype` says otherwise (folders are shipped in half)."""
+        if "torch_dtype" not in kwargs and "dtype" not in kwargs:
+            kwargs["torch_dtype"] = torch.float32
+        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        ecg: ECG | Sequence[ECG | None] | None = None,
+        ejection_fraction: float | Sequence[float | None] | None = None,
+        view: str | Sequence[str | None] | None = None,
+        first_frame: Tensor | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        start_seconds: float | Sequence[float] = 0.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
+        generator: Generators = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+    ) -> EchoOutput | tuple[Any, ...]:
+        """One clip for each value of the lists given (a single value counts for all of them).
+
+        ecg: of any leads and rate, on its own clock, where frame 0 is at `start_seconds`; None: the heart beats as the model likes.
+        ejection_fraction: percent. view: "A4C", "A2C", "PLAX" or "PSAX". first_frame: [B,1,H,W] in [0,1], comes back as encoded.
+        num_frames: any; beyond the trained window several are joined. fps: Hz. guidance_scale: one number for all conditions
+        together, or one by condition ("ecg", "ejection_fraction", "view", "fps"); 1 costs nothing, each other one an evaluation
+        more (see `medgen.diffusion.guidance.guided`). generator: one, or one per clip: a clip then does not depend on its batch.
+        output_type: "np" or "pt" [B,T,H,W] in [0,1], or "latent".
+
+        Raises `ECGError` (a ValueError) for an ECG that cannot be used or does not show the clip's time; smaller faults are put
+        right or masked, and named in the output's `flags`.
+        """
+        count = self._number("num_frames", num_frames, int(self.config.preprocessing["frames"]))
+        steps = self._number("num_inference_steps", num_inference_steps, int(self.config.num_inference_steps))
+        rate = float(self.config.preprocessing["fps"] if fps is None else fps)
+        if not 1 <= rate <= 1000:
+            raise ValueError(f"fps {rate:g}: expected from 1 to 1000 Hz")
+        if output_type not in ("np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r} is none of 'np', 'pt', 'latent'")
+        clips = clip_count(ecg, ejection_fraction, view, start_seconds, first_frame, generators=generator)
+        if isinstance(generator, Sequence) and len(generator) != clips:
+            raise ValueError(f"{len(generator)} generators for {clips} clips; give one, or one per clip")
+        conditions, flags = echo_conditions(
+            ecg,
+            ejection_fraction,
+            view,
+            clips=clips,
+            num_frames=count,
+            fps=rate,
+            start_seconds=start_seconds,
+            preparation=ECGPreparation.model_validate(self.config.ecg_preparation),
+        )
+        first = None if first_frame is None else self.encode_still(still_frames(first_frame, clips, self.size))
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        latents = self.sample(conditions.to(self._execution_device), steps, scale, generator, first)
+        frames = latents if output_type == "latent" else self.decode(latents)
+        times: Any = conditions.times
+        if output_type == "np":
+            frames, times = frames.cpu().numpy(), times.numpy()
+        self.maybe_free_model_hooks()
+        return EchoOutput(frames=frames, times=times, flags=flags) if return_dict else (frames, times, flags)
+
+    @property
+    def size(self) -> int:
+        """Height and width of a frame in pixels."""
+        return int(self.config.preprocessing["size"])
+
+    def encode_still(self, images: Tensor) -> Tensor:
+        """Latents [B,C,h,w] of images [B,1,H,W] in [-1,1], one by one: the same in every batch."""
+        images = images.to(self._execution_device, self.vae.dtype)
+        return torch.cat([encode_moments(self.vae, one[None])[0] for one in images]).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: EchoConditions,
+        steps: int,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        generator: Generators = None,
+        first: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B,T,C,h,w] of the frames of `conditions`; `first` [B,C,h,w] is known. Noise is drawn for the whole clip at once."""
+        clips, total = conditions.times.shape
+        size, overlap = int(self.config.preprocessing["frames"]), int(self.config.overlap)
+        side = self.size // downsampling(self.vae)
+        shape = (total, int(self.denoiser.config.latent_channels), side, side)
+        noise = self._noise(clips, shape, generator)
+        latents = torch.zeros_like(noise)
+        if first is not None:
+            latents[:, 0] = first
+        spans = list(windows(total, size, min(overlap, size - 1)) if size > 1 else [(0, 0)])
+        with self.progress_bar(total=steps * len(spans)) as bar:
+            for start, known in spans:
+                part = part_of(conditions, start, size, float(self.conditioner.config.rate))
+                known = max(known, int(first is not None and start == 0))
+                there = slice(start, start + part.times.shape[1])
+                latents[:, there] = self._window(part, latents[:, there], known, noise[:, there], steps, guidance_scale)
+                bar.update(steps)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames [B,T,H,W] in [0,1] of latents [B,T,C,h,w], in chunks of a fixed size: a frame does not depend on how many there are."""
+        clips = []
+        for clip in latents.to(self.vae.dtype):
+            missing = -len(clip) % _CHUNK
+            padded = torch.cat([clip, clip[-1:].expand(missing, *clip.shape[1:])])
+            clips.append(torch.cat([decode(self.vae, chunk) for chunk in padded.split(_CHUNK)])[: len(clip), 0])
+        return (torch.stack(clips).float() + 1) / 2
+
+    def frames(self, conditions: EchoConditions, latents: Tensor, known: int) -> FrameBatch:
+        """One window for the sampler: its first `known` frames are given."""
+        dtype = self.conditioner.dtype
+        context, context_times, context_mask, features, feature_mask = self.conditioner(conditions)
+        flags = torch.zeros(conditions.times.shape, dtype=torch.bool, device=latents.device)
+        flags[:, :known] = True
+        present = torch.ones_like(flags)
+        return FrameBatch(
+            latents, conditions.times, flags, present, context.to(dtype), context_times, context_mask, features, feature_mask
+        )
+
+    def _window(
+        self, part: EchoConditions, latents: Tensor, known: int, noise: Tensor, steps: int, scale: float | Mapping[str, float]
+    ) -> Tensor:
+        scales, lacking = guided_conditions(scale)
+        frames = self.frames(part, latents, known)
+        without = [
+            self.frames(part.drop(names), latents, known) if weight != 1.0 else frames for weight, names in zip(scales, lacking)
+        ]
+        return sample_frames(self.denoiser, self.scheduler, frames, steps, Guidance(scales), None, without, noise)
+
+    def _noise(self, clips: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
+        device = self._execution_device
+        each = list(generator) if isinstance(generator, Sequence) else [generator] * clips
+        # Drawn where the generator lives: with CPU generators every device starts from the same noise.
+        drawn = [torch.randn(shape, generator=g, device=g.device if g is not None else device) for g in each]
+        return torch.stack([noise.to(device) for noise in drawn])
+
+    @staticmethod
+    def _number(name: str, given: int | None, default: int) -> int:
+        value = default if given is None else given
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+        return value
