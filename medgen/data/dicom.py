@@ -32,7 +32,7 @@ class DicomError(ValueError):
 
 def read_header(path: str | Path) -> FileDataset:
     """The data set without its pixels. Raises `DicomError` if the file is not DICOM."""
-    return _read(Path(path), stop_before_pixels=True)
+    return open_dicom(Path(path), stop_before_pixels=True)
 
 
 def read_dicom(path: str | Path) -> tuple[NDArray[np.float32], FileDataset]:
@@ -42,7 +42,7 @@ def read_dicom(path: str | Path) -> tuple[NDArray[np.float32], FileDataset]:
     `DicomError` for a file that is truncated, has no pixels, several frames, colour, or a transfer syntax without decoder.
     """
     path = Path(path)
-    dataset = _read(path)
+    dataset = open_dicom(path)
     stored = _stored_values(dataset, path)
     padding = _padding(dataset, stored)
     try:
@@ -60,7 +60,8 @@ def read_dicom(path: str | Path) -> tuple[NDArray[np.float32], FileDataset]:
     return shown.astype(np.float32), dataset
 
 
-def _read(path: Path, stop_before_pixels: bool = False) -> FileDataset:
+def open_dicom(path: Path, stop_before_pixels: bool = False) -> FileDataset:
+    """The data set of a file. Raises `DicomError` if it is not DICOM."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values that do not matter here

@@ -43,5 +43,5 @@ def arrays(path: Path, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDAr
             return {name: stored[name] for name in stored.files}
     except (FileNotFoundError, ValueError, EOFError, OSError, KeyError):
         made = make()
-    write_atomically(path, lambda file: np.savez(file, **made))
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **made))
     return made

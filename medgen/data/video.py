@@ -58,31 +58,38 @@ def load_video(path: str | Path, fps: float | None = None) -> Video:
     if not path.is_file():
         raise VideoError(f"no video at {path}")
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        frames, times = _read_nifti(path)
+        found = _read_nifti(path)
     elif path.suffix.lower() in DICOM_SUFFIXES or (path.suffix.lower() not in VIDEO_SUFFIXES and is_dicom(path)):
-        frames, times = _read_cine(path)
+        found = _read_cine(path)
     else:
-        frames, times = _read_container(path)
-    return _timed(path, frames, times, fps)
+        found = _read_container(path)
+    return _timed(path, found, fps)
 
 
-def _timed(path: Path, frames: NDArray[np.uint8], times: NDArray[np.float64] | None, fps: float | None) -> Video:
-    """Times from frame 0, stretched to `fps` where that is known better. `times` None: the file does not say."""
-    count = len(frames)
-    even = np.arange(count, dtype=np.float64)
-    if times is None or (count > 1 and not (np.isfinite(times).all() and (np.diff(times) > 0).all())):
-        if fps is None:
-            raise VideoError(f"{path} does not say its frame rate; give the record's fps")
-        return Video(frames, even / fps, float(fps))
-    if count == 1:
-        own = float(times[0])  # a single frame's time is its duration
-        return Video(frames, np.zeros(1), float(fps or 1 / own))
-    own = (count - 1) / float(times[-1] - times[0])
-    scale = 1.0 if fps is None or abs(fps - own) < 1e-6 * own else own / fps
-    return Video(frames, (times - times[0]) * scale, own / scale)
+@dataclass(frozen=True)
+class _Found:
+    """What a file holds: frames, the rate it says (None: it does not), and the frames' times where they are uneven."""
+
+    frames: NDArray[np.uint8]
+    fps: float | None
+    times: NDArray[np.float64] | None = None
 
 
-def _read_container(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
+def _timed(path: Path, found: _Found, fps: float | None) -> Video:
+    """Times from frame 0, stretched to `fps` where that is known better."""
+    frames, times, own = found.frames, found.times, found.fps
+    if times is not None:
+        times = times - times[0]
+        own = (len(times) - 1) / float(times[-1])
+    if fps is None and own is None:
+        raise VideoError(f"{path} does not say its frame rate; give the record's fps")
+    rate = fps or own or 1.0
+    if times is None or own is None:
+        return Video(frames, np.arange(len(frames)) / rate, rate)
+    return Video(frames, times * (own / rate), rate)
+
+
+def _read_container(path: Path) -> _Found:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -99,14 +106,16 @@ def _read_container(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] 
         raise VideoError(f"{path} is cut off: {len(frames)} of the {declared} frames it says it has")
     if len({frame.shape for frame in frames}) > 1:
         raise VideoError(f"{path} changes its size between frames")
-    times = None if rate is None or rate <= 0 else np.arange(len(frames)) / float(rate)
-    if times is not None and len(frames) == 1:
-        times = np.array([1 / float(rate)])  # see `_timed`
-    if times is not None and len(frames) > 1 and None not in stamps:
-        shown = np.asarray(stamps, dtype=np.float64)
-        if (np.diff(shown) > 0).all() and np.ptp(np.diff(shown)) > 0.5 / float(rate):  # less is rounding to the container's ticks
-            times = shown
-    return np.stack(frames), times
+    fps = float(rate) if rate is not None and rate > 0 else None
+    return _Found(np.stack(frames), fps, None if fps is None else _uneven(stamps, fps))
+
+
+def _uneven(stamps: list[float | None], fps: float) -> NDArray[np.float64] | None:
+    """Presentation times that are no even rhythm; less than half a frame of unevenness is rounding to the container's ticks."""
+    times = np.array([np.nan if stamp is None else stamp for stamp in stamps])
+    steps = np.diff(times)
+    rising = len(steps) > 0 and bool((steps > 0).all())  # NaN is not rising
+    return times if rising and np.ptp(steps) > 0.5 / fps else None
 
 
 def _decode(container: Any, stream: VideoStream, path: Path) -> tuple[list[NDArray[np.uint8]], list[float | None], int]:
@@ -122,17 +131,17 @@ def _decode(container: Any, stream: VideoStream, path: Path) -> tuple[list[NDArr
     return frames, stamps, int(stream.frames)
 
 
-def _read_cine(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
+def _read_cine(path: Path) -> _Found:
     from medgen.data.ultrasound_dicom import read_cine
 
     try:
         cine = read_cine(path)
     except DicomError as error:
         raise VideoError(str(error)) from error
-    return cine.frames, cine.times
+    return _Found(cine.frames, cine.fps, cine.times)
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] | None]:
+def _read_nifti(path: Path) -> _Found:
     """A sequence stored `[x, y, t]` (CAMUS) or `[x, y, 1, t]`; its rate only where the header's time unit says so."""
     try:
         image = nibabel.load(path)
@@ -154,9 +163,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64] | No
         frames = frames if 0 <= low and high <= 255 else (frames - low) * (255 / max(high - low, 1e-9))
         frames = np.rint(frames).astype(np.uint8)
     seconds = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit, 0.0) * float(zooms[-1])
-    if seconds <= 0 or values.ndim != 3:
-        return frames, None
-    return frames, (np.arange(len(frames)) if len(frames) > 1 else np.ones(1)) * seconds
+    return _Found(frames, 1 / seconds if seconds > 0 else None)
 
 
 def write_video(
