@@ -17,6 +17,7 @@ from medgen.models.folders import component
 class TokenTransformer(ModelMixin, ConfigMixin):
     """A `SequenceTransformer` between an embedding of the codes and a comparison with it; code `codebook_size` is a hidden one.
 
+    The codes of one place are one token: the sum of their embeddings, and one prediction for each of them.
     The embedding is its own, `token_dim` wide, not the tokenizer's vectors: logits against a few dimensions of unit vectors could
     only favour codes that are alike, and what a hidden place may show is often one of two that are not.
     """
@@ -28,6 +29,7 @@ class TokenTransformer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         codebook_size: int = 1024,
+        codes_per_place: int = 1,
         token_dim: int = 128,
         context_dim: int = 128,
         spatial_dims: int = 2,
@@ -55,9 +57,10 @@ class TokenTransformer(ModelMixin, ConfigMixin):
             time_periods=time_periods,
             feature_dim=feature_dim,
         )
-        self.codes = nn.Embedding(codebook_size + 1, token_dim)
-        nn.init.normal_(self.codes.weight, std=token_dim**-0.5)
-        self.bias = nn.Parameter(torch.zeros(codebook_size))
+        # One table for input and output; unit variance of a token's embedding, logits that start small.
+        self.codes = nn.Parameter(torch.randn(codes_per_place, codebook_size + 1, token_dim) * codes_per_place**-0.5)
+        self.to_books = nn.Linear(token_dim, codes_per_place * token_dim)
+        self.bias = nn.Parameter(torch.zeros(codes_per_place, codebook_size))
 
     @property
     def mask_code(self) -> int:
@@ -69,24 +72,29 @@ class TokenTransformer(ModelMixin, ConfigMixin):
         self.transformer.set_attention_backend(backend)
 
     def forward(self, codes: Tensor, levels: Tensor, times: Tensor, **conditions: Any) -> Tensor:
-        """codes [B,T,*S] int64; levels (share that is hidden) and times [B,T]; further as `SequenceTransformer` → logits [B,T,*S,K]."""
-        scale = int(self.config.token_dim) ** 0.5  # unit variance in; logits that start small
-        out = self.transformer(scale * self.codes(codes).movedim(-1, 2), levels, times, **conditions)
-        return out.movedim(2, -1) @ self.codes.weight[:-1].T + self.bias
+        """codes [B,T,*S,G] int64; levels (share that is hidden) and times [B,T]; further as `SequenceTransformer` → logits [B,T,*S,G,K]."""
+        books = torch.arange(len(self.codes), device=codes.device)
+        embedded = self.codes[books, codes].sum(-2)  # [B,T,*S,D]
+        out = self.transformer(embedded.movedim(-1, 2), levels, times, **conditions).movedim(2, -1)
+        out = self.to_books(out).unflatten(-1, (len(self.codes), -1)) * int(self.config.token_dim) ** -0.5
+        return torch.einsum("...gd,gkd->...gk", out, self.codes[:, :-1]) + self.bias
 
 
-def build_token_transformer(config: DenoiserConfig, token_dim: int, codebook_size: int, **dims: int) -> TokenTransformer:
-    """A new model of `config`'s shape, or the trained one at `config.init_from`. `dims`: context_dim, feature_dim."""
+def build_token_transformer(config: DenoiserConfig, token_dim: int, **dims: int) -> TokenTransformer:
+    """A new model of `config`'s shape, or the trained one at `config.init_from`.
+
+    `dims`: codebook_size and codes_per_place of the tokenizer, context_dim and feature_dim of the conditioner.
+    """
     if config.patch_size != 1:
         raise ConfigError(f"denoiser.patch_size: {config.patch_size}; one place is one code, so it must be 1 here")
     if config.init_from is None:
         shape = config.model_dump(exclude={"init_from", "patch_size"})
         try:
-            return TokenTransformer(codebook_size, token_dim, **dims, **shape)
+            return TokenTransformer(token_dim=token_dim, **dims, **shape)
         except ValueError as error:
             raise ConfigError(f"denoiser: {error}") from None
     model = TokenTransformer.from_pretrained(component(config.init_from, "denoiser"), torch_dtype=torch.float32)
-    for name, needed in {"codebook_size": codebook_size, **dims}.items():
+    for name, needed in dims.items():
         if model.config[name] != needed:
             raise ConfigError(f"denoiser.init_from: {config.init_from} has {name}={model.config[name]}, this recipe has {needed}")
     return model

@@ -36,15 +36,16 @@ class VideoTokenizerConfig(Config):
     heads: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     memory: int = Field(4, ge=1, description="token frames that one block's attention in time sees: its own and those before it")
+    codes_per_place: int = Field(1, ge=1, description="each from a codebook of its own: more detail in no more tokens")
     code_dim: int = Field(16, ge=2)
     codebook_size: int = Field(1024, ge=2)
-    decay: float = Field(0.99, gt=0, lt=1, description="of the running means that the codes are")
-    revive_below: float = Field(0.03, ge=0, lt=1, description="a code used less than this share of the average is replaced")
+    decay: float = Field(0.95, gt=0, lt=1, description="of the running means that the codes are")
+    revive_below: float = Field(0.1, ge=0, lt=1, description="a code used less than this share of the average is replaced")
 
 
 @dataclass
 class TokenizedVideo(BaseOutput):
-    """`video` [B,T,1,H,W] reconstructed, `codes` [B,T',h,w]; scalars: `commitment` loss, `perplexity` of the batch's codes."""
+    """`video` [B,T,1,H,W] reconstructed, `codes` [B,T',h,w,G]; scalars: `commitment` loss, `perplexity` of the batch's codes."""
 
     video: Tensor
     codes: Tensor
@@ -53,8 +54,9 @@ class TokenizedVideo(BaseOutput):
 
 
 class VideoTokenizer(ModelMixin, ConfigMixin):
-    """Videos [B,T,1,H,W] in [-1,1] ↔ codes [B,T',h,w] int64, T' = 1 + ceil((T - 1) / frames_per_token), h = H / patch_size.
+    """Videos [B,T,1,H,W] in [-1,1] ↔ codes [B,T',h,w,G] int64, T' = 1 + ceil((T - 1) / frames_per_token), h = H / patch_size.
 
+    Each place has G = `codes_per_place` codes, each from a codebook of its own (product quantisation, Jégou 2011).
     Causal in both directions: codes of a frame do not depend on later frames, pixels of a frame not on later codes. So a single
     image has codes (those of a video's first frame), and appended codes leave what is decoded already as it is.
     """
@@ -71,10 +73,11 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         heads: int = 4,
         mlp_ratio: float = 4.0,
         memory: int = 4,
+        codes_per_place: int = 1,
         code_dim: int = 16,
         codebook_size: int = 1024,
-        decay: float = 0.99,
-        revive_below: float = 0.03,
+        decay: float = 0.95,
+        revive_below: float = 0.1,
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
@@ -82,9 +85,9 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         area = patch_size**2
         self.embed_first, self.embed_later = nn.Linear(area, width), nn.Linear(frames_per_token * area, width)
         self.encoder = _Tower(width, depth, heads, mlp_ratio, memory)
-        self.to_code = nn.Linear(width, code_dim)
-        self.quantizer = CosineQuantizer(codebook_size, code_dim, decay, revive_below)
-        self.from_code = nn.Linear(code_dim, width)
+        self.to_code = nn.Linear(width, codes_per_place * code_dim)
+        self.quantizer = CosineQuantizer(codes_per_place, codebook_size, code_dim, decay, revive_below)
+        self.from_code = nn.Linear(codes_per_place * code_dim, width)
         self.decoder = _Tower(width, depth, heads, mlp_ratio, memory)
         self.first_pixels, self.later_pixels = nn.Linear(width, area), nn.Linear(width, frames_per_token * area)
 
@@ -97,18 +100,18 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         return 1 + (token_frames - 1) * int(self.config.frames_per_token)
 
     def encode(self, videos: Tensor) -> Tensor:
-        """Codes [B,T',h,w] of `videos` [B,T,1,H,W]; the last token frame may be filled up with repetitions of the last frame."""
+        """Codes [B,T',h,w,G] of `videos` [B,T,1,H,W]; the last token frame may be filled up with repetitions of the last frame."""
         return self.quantizer.nearest(self._directions(videos))
 
     def decode(self, codes: Tensor, frames: int | None = None) -> Tensor:
-        """Videos [B,T,1,H,W] of `codes` [B,T',h,w]: all that they decode to, or the first `frames`. Values are not clamped."""
-        return self._decode(self.quantizer.codebook[codes], frames)
+        """Videos [B,T,1,H,W] of `codes` [B,T',h,w,G]: all that they decode to, or the first `frames`. Values are not clamped."""
+        return self._decode(self.quantizer.vectors(codes), frames)
 
     def forward(self, videos: Tensor) -> TokenizedVideo:
         """Reconstruct `videos` [B,T,1,H,W] in [-1,1]; in training mode the codebook learns too."""
         directions = self._directions(videos)
         codes = self.quantizer.nearest(directions)
-        quantized = self.quantizer.codebook[codes]
+        quantized = self.quantizer.vectors(codes)
         commitment = (1 - (directions * quantized).sum(-1)).mean()
         if self.training:
             self.quantizer.learn(directions, codes)
@@ -117,7 +120,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         return TokenizedVideo(video, codes, commitment, self.quantizer.perplexity(codes))
 
     def _directions(self, videos: Tensor) -> Tensor:
-        """Unit vectors [B,T',h,w,d], before rounding to a code."""
+        """Unit vectors [B,T',h,w,G,d], before rounding to codes."""
         patch, span = int(self.config.patch_size), int(self.config.frames_per_token)
         frames, channels, height, width = videos.shape[1:]
         if channels != 1 or height % patch or width % patch:
@@ -131,18 +134,19 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         places = patches.permute(0, 1, 3, 4, 2)
         later = places[:, 1:].unflatten(1, (-1, span)).permute(0, 1, 3, 4, 2, 5).flatten(4)
         x = torch.cat([self.embed_first(places[:, :1]), self.embed_later(later)], dim=1)
-        return functional.normalize(self.to_code(self.encoder(x)).float(), dim=-1)
+        groups = int(self.config.codes_per_place)
+        return functional.normalize(self.to_code(self.encoder(x)).float().unflatten(-1, (groups, -1)), dim=-1)
 
     def _decode(self, vectors: Tensor, frames: int | None) -> Tensor:
         patch, span = int(self.config.patch_size), int(self.config.frames_per_token)
-        x = self.decoder(self.from_code(vectors.to(self.from_code.weight.dtype)))
+        x = self.decoder(self.from_code(vectors.flatten(-2).to(self.from_code.weight.dtype)))
         later = self.later_pixels(x[:, 1:]).unflatten(4, (span, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
         places = torch.cat([self.first_pixels(x[:, :1]), later], dim=1)  # [B,T,h,w,p*p]
         return functional.pixel_shuffle(places.permute(0, 1, 4, 2, 3), patch)[:, :frames]
 
 
 class CosineQuantizer(nn.Module):
-    """Unit vectors as codes. A code is the direction of the running mean of what chose it; one that nobody chooses is replaced.
+    """Unit vectors as codes, G books of K. A code is the direction of the running mean of what chose it; a dead one is replaced.
 
     All its state is buffers, so that a checkpoint holds it and a step that is not applied can be taken back. (MONAI's EMAQuantizer
     keeps its codes as a frozen parameter, is Euclidean and lets codes die; vector-quantize-pytorch asks for four more packages.)
@@ -152,42 +156,50 @@ class CosineQuantizer(nn.Module):
     sums: Tensor
     usage: Tensor
 
-    def __init__(self, size: int, dim: int, decay: float, revive_below: float) -> None:
+    def __init__(self, groups: int, size: int, dim: int, decay: float, revive_below: float) -> None:
         super().__init__()
         self.decay, self.revive_below = decay, revive_below
-        self.register_buffer("codebook", functional.normalize(torch.randn(size, dim), dim=-1))
-        self.register_buffer("sums", torch.zeros(size, dim))
-        self.register_buffer("usage", torch.zeros(size))  # vectors per step; 0: the first batch replaces every code
+        self.register_buffer("codebook", functional.normalize(torch.randn(groups, size, dim), dim=-1))
+        self.register_buffer("sums", torch.zeros(groups, size, dim))
+        self.register_buffer("usage", torch.zeros(groups, size))  # vectors per step; 0: the first batch replaces every code
 
     def nearest(self, directions: Tensor) -> Tensor:
-        """Codes [...] int64 of unit vectors [...,d]."""
-        return (directions.detach() @ self.codebook.T).argmax(-1)
+        """Codes [...,G] int64 of unit vectors [...,G,d]."""
+        return torch.einsum("...gd,gkd->...gk", directions.detach(), self.codebook).argmax(-1)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Unit vectors [...,G,d] of codes [...,G]."""
+        return self.codebook[torch.arange(len(self.codebook), device=codes.device), codes]
 
     def perplexity(self, codes: Tensor) -> Tensor:
-        """How many codes are in use, weighted: exp of the entropy of `codes`. Scalar between 1 and the size of the codebook."""
-        share = torch.bincount(codes.flatten(), minlength=len(self.usage)).float() / codes.numel()
-        return torch.special.entr(share).sum().exp()
+        """How many codes of a book are in use, weighted: exp of the entropy of `codes` [...,G], mean over books; from 1 to K."""
+        share = self._one_hot(codes).mean(1)
+        return torch.special.entr(share).sum(-1).exp().mean()
 
     @torch.no_grad()
     def learn(self, directions: Tensor, codes: Tensor) -> None:
         """Move the codes to the running means (van den Oord 2017, appendix A.1) and replace the dead. Draws from the global generator."""
-        vectors, chosen = directions.detach().flatten(0, -2), codes.flatten()
+        vectors, one_hot = directions.detach().flatten(0, -3).transpose(0, 1), self._one_hot(codes)  # [G,N,d], [G,N,K]
         # A product instead of index_add_: the same sum in the same order on every device.
-        one_hot = functional.one_hot(chosen, len(self.usage)).to(vectors.dtype)
-        counts, sums = one_hot.sum(0), one_hot.T @ vectors
-        candidates = vectors[torch.randint(len(vectors), (len(self.usage),), device=vectors.device)]
+        counts, sums = one_hot.sum(1), one_hot.transpose(1, 2) @ vectors
+        candidates = vectors[:, torch.randint(vectors.shape[1], (self.usage.shape[1],), device=vectors.device)]
         if dist.is_available() and dist.is_initialized():
+            candidates = candidates.contiguous()
             dist.all_reduce(counts)
             dist.all_reduce(sums)
             dist.broadcast(candidates, 0)
         self.usage.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        average = counts.sum() / len(counts)
+        average = counts.sum(1, keepdim=True) / counts.shape[1]
         dead = self.usage < self.revive_below * average
         # A new code starts as if it were used half the average: long enough to be found, not for ever if nobody does.
         self.usage.copy_(torch.where(dead, average / 2, self.usage))
-        self.sums.copy_(torch.where(dead[:, None], candidates * average / 2, self.sums))
+        self.sums.copy_(torch.where(dead[..., None], candidates * average[..., None] / 2, self.sums))
         self.codebook.copy_(functional.normalize(self.sums, dim=-1))
+
+    def _one_hot(self, codes: Tensor) -> Tensor:
+        """[G,N,K] float of N x G codes [...,G]."""
+        return functional.one_hot(codes.flatten(0, -2).T, self.usage.shape[1]).to(self.usage.dtype)
 
 
 class _Tower(nn.Module):

@@ -134,9 +134,9 @@ class ECGToEcho:
         """Clips with what they are conditioned on, some of it dropped, and some frames known."""
         mean: Tensor = batch["mean"]
         latents = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
-        conditions = self._dropped(conditions_of(batch), generator)
+        conditions = dropped(conditions_of(batch), self.recipe.dropout, generator)
         context, context_times, context_mask, features, feature_mask = model.conditioner(conditions)
-        known = self._known(batch["present"], generator)
+        known = known_frames(batch["present"], self.recipe.known, generator)
         return FrameBatch(
             latents, batch["times"], known, batch["present"], context, context_times, context_mask, features, feature_mask
         )
@@ -193,22 +193,6 @@ class ECGToEcho:
         """Move the autoencoder; it stays in float32 (half precision costs it grey values)."""
         self.vae.to(device)
 
-    def _dropped(self, conditions: EchoConditions, generator: torch.Generator) -> EchoConditions:
-        share, clips, device = self.recipe.dropout, len(conditions.times), conditions.times.device
-        draws = torch.rand(len(CONDITIONS) + 2, clips, generator=generator, device=device)
-        nothing = draws[0] < share.everything
-        lost = {name: (draw < getattr(share, name)) | nothing for name, draw in zip(CONDITIONS, draws[2:])}
-        return conditions.some_leads(draws[1] < share.leads, generator).drop(lost)
-
-    def _known(self, present: Tensor, generator: torch.Generator) -> Tensor:
-        """[B,T] bool: the first frame of some clips, the first few of others; never all that a clip has."""
-        known, clips = self.recipe.known, len(present)
-        draw, length = torch.rand(2, clips, generator=generator, device=present.device)
-        counts = (1 + (length * known.longest).long()) * (draw < known.continuing)
-        counts = torch.where((draw >= known.continuing) & (draw < known.continuing + known.first), 1, counts)
-        counts = torch.minimum(counts, present.sum(1) - 1)
-        return torch.arange(present.shape[1], device=present.device) < counts[:, None]
-
     @cached_property
     def _preview_batch(self) -> dict[str, Any] | None:
         data = self.dataset("val") or self.dataset("train")
@@ -226,3 +210,21 @@ def conditions_of(batch: dict[str, Any]) -> EchoConditions:
             )
         }
     )  # fmt: skip
+
+
+def dropped(conditions: EchoConditions, share: ConditionDropout, generator: torch.Generator) -> EchoConditions:
+    """The same clips, some without some of their conditions."""
+    clips, device = len(conditions.times), conditions.times.device
+    draws = torch.rand(len(CONDITIONS) + 2, clips, generator=generator, device=device)
+    nothing = draws[0] < share.everything
+    lost = {name: (draw < getattr(share, name)) | nothing for name, draw in zip(CONDITIONS, draws[2:])}
+    return conditions.some_leads(draws[1] < share.leads, generator).drop(lost)
+
+
+def known_frames(present: Tensor, known: KnownFrames, generator: torch.Generator) -> Tensor:
+    """[B,T] bool: the first frame of some clips, the first few of others; never all that a clip has."""
+    draw, length = torch.rand(2, len(present), generator=generator, device=present.device)
+    counts = (1 + (length * known.longest).long()) * (draw < known.continuing)
+    counts = torch.where((draw >= known.continuing) & (draw < known.continuing + known.first), 1, counts)
+    counts = torch.minimum(counts, present.sum(1) - 1)
+    return torch.arange(present.shape[1], device=present.device) < counts[:, None]

@@ -21,7 +21,8 @@ from medgen.models.video_tokenizer import (
 
 def tiny(**options: Any) -> VideoTokenizer:
     torch.manual_seed(0)
-    shape = {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "code_dim": 4, "codebook_size": 32, "memory": 2}
+    shape = {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "code_dim": 4, "codebook_size": 32, "memory": 2,
+             "codes_per_place": 2}  # fmt: skip
     return VideoTokenizer(**{**shape, **options}).eval()
 
 
@@ -33,7 +34,7 @@ def videos(batch: int = 2, frames: int = 9, side: int = 16) -> torch.Tensor:
 def test_every_length_has_codes_and_comes_back_at_its_own_length(frames: int, token_frames: int) -> None:
     model, clip = tiny(), videos(frames=frames)
     codes = model.encode(clip)
-    assert codes.shape == (2, token_frames, 2, 2) and codes.dtype == torch.int64
+    assert codes.shape == (2, token_frames, 2, 2, 2) and codes.dtype == torch.int64
     assert model.token_frames(frames) == token_frames and model.frames(token_frames) in (frames, frames + 1)
     assert model.decode(codes, frames).shape == clip.shape
     assert model(clip).video.shape == clip.shape
@@ -42,7 +43,7 @@ def test_every_length_has_codes_and_comes_back_at_its_own_length(frames: int, to
 def test_any_frame_size_and_any_number_of_frames_per_token() -> None:
     model = tiny(frames_per_token=4)
     clip = torch.zeros(1, 6, 1, 24, 40)
-    assert model.encode(clip).shape == (1, 3, 3, 5)
+    assert model.encode(clip).shape == (1, 3, 3, 5, 2)
     assert model.decode(model.encode(clip), 6).shape == clip.shape
 
 
@@ -90,28 +91,29 @@ def test_evaluation_leaves_the_codebook_alone_and_training_moves_it() -> None:
     assert torch.equal(model.quantizer.codebook, before)
     model.train()(clip)
     assert not torch.equal(model.quantizer.codebook, before)
-    torch.testing.assert_close(model.quantizer.codebook.norm(dim=-1), torch.ones(32))
+    torch.testing.assert_close(model.quantizer.codebook.norm(dim=-1), torch.ones(2, 32))
 
 
 def test_codes_settle_on_the_clusters_and_the_dead_come_back_to_life() -> None:
     """Eight clusters of directions, codes that all start far from most of them: in the end every cluster has its own code."""
     torch.manual_seed(0)
     centres = functional.normalize(torch.randn(8, 6), dim=-1)
-    quantizer = CosineQuantizer(16, 6, decay=0.8, revive_below=0.1)
-    quantizer.codebook.copy_(centres[:1].expand(16, -1))
+    quantizer = CosineQuantizer(1, 16, 6, decay=0.8, revive_below=0.1)
+    quantizer.codebook.copy_(centres[:1].expand(1, 16, -1))
     for _ in range(60):
         which = torch.randint(8, (256,))
-        vectors = functional.normalize(centres[which] + 0.02 * torch.randn(256, 6), dim=-1)
+        vectors = functional.normalize(centres[which] + 0.02 * torch.randn(256, 6), dim=-1)[:, None]
         quantizer.learn(vectors, quantizer.nearest(vectors))
-    assert (quantizer.codebook[quantizer.nearest(centres)] * centres).sum(-1).min() > 0.99
-    assert len(quantizer.nearest(centres).unique()) == 8
+    found = quantizer.nearest(centres[:, None])
+    assert (quantizer.vectors(found)[:, 0] * centres).sum(-1).min() > 0.99
+    assert len(found.unique()) == 8
     assert quantizer.perplexity(quantizer.nearest(vectors)) > 7
 
 
 def test_perplexity_counts_codes_in_use() -> None:
-    quantizer = CosineQuantizer(16, 4, 0.9, 0.0)
-    assert float(quantizer.perplexity(torch.zeros(50, dtype=torch.long))) == pytest.approx(1)
-    assert float(quantizer.perplexity(torch.arange(8).repeat(3))) == pytest.approx(8)
+    quantizer = CosineQuantizer(2, 16, 4, 0.9, 0.0)
+    assert float(quantizer.perplexity(torch.zeros(50, 2, dtype=torch.long))) == pytest.approx(1)
+    assert float(quantizer.perplexity(torch.arange(8).repeat(3)[:, None].expand(-1, 2))) == pytest.approx(8)
 
 
 def test_it_is_saved_and_loaded_with_its_codebook(tmp_path: Path) -> None:
