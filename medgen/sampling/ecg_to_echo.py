@@ -17,6 +17,7 @@ from PIL import Image
 
 from medgen import __version__
 from medgen.data.clips import VideoPreprocessing
+from medgen.data.ecg import ECGPreparation
 from medgen.data.video import read_video, write_video
 from medgen.sampling.cases import CaseError, Trajectory, check_cases, parse_case, read_cases, write_cases
 from medgen.sampling.echo_cases import EchoAsked, EchoCase, Inputs, beat_frames, inspect
@@ -92,8 +93,9 @@ def sample(
     source = find_pipeline(pipeline)
     loaded = load_pipeline(source, getattr(torch, dtype), where)
     settings = _settings(source, loaded, steps, guidance) | {"dtype": dtype} | lanes.settings
+    preparation = ECGPreparation.model_validate(dict(loaded.config.ecg_preparation))
     own = VideoPreprocessing.model_validate(dict(loaded.config.preprocessing))
-    inputs = {case.case_id: inspect(case, root, own, loaded.ecg_preparation) for case in given}
+    inputs = {case.case_id: inspect(case, root, own, preparation) for case in given}
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
     files = hashlib.sha256(json.dumps([inputs[case.case_id].sha256 for case in given]).encode()).hexdigest()
     folder.claim({**settings, "input_files_sha256": files}, write_cases(given))
@@ -167,7 +169,7 @@ class EchoSampling:
 def _settings(
     source: PipelineSource, pipeline: Any, steps: int | None, guidance: float | Mapping[str, float] | None
 ) -> dict[str, Any]:
-    if not hasattr(pipeline, "ecg_preparation"):
+    if "ecg_preparation" not in pipeline.config:
         raise SamplingError(f"{source.folder} holds a {type(pipeline).__name__}, which makes no echo clips")
     return resolve_settings(source, pipeline, steps, guidance)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medgen.data.clips import VideoPreprocessing
 from medgen.data.ecg import ECG, ECGError, ECGPreparation, PreparedECG, cut, prepare_ecg, read_ecg
-from medgen.data.ecg_window import UNUSABLE
+from medgen.data.echo_dataset import shifted
 from medgen.data.echo_records import ECHO_VIEWS
 from medgen.data.images import to_square
 from medgen.data.video import VideoError, load_video
@@ -147,12 +147,11 @@ def inspect(case: EchoCase, root: Path | None, own: VideoPreprocessing, preparat
         whole = read_ecg(path)
         start = _start(whole, asked.ecg_start, clip)
         near = _around(whole, start, clip)
-        prepared = prepare_ecg(near, preparation)
+        prepared = shifted(prepare_ecg(near, preparation), -start)
     except (CaseError, ECGError, VideoError, OSError) as error:
         raise CaseError(f"case {case.case_id!r}, field {field_name!r}: {error}") from None
     digests["ecg"] = _digest(near.signal)
-    recorded = (whole.start - start, whole.start + whole.seconds - start)
-    return _described(asked, Inputs(clip, Strip(_seconds(clip), ""), path, start, still, sha256=digests), prepared, recorded)
+    return _described(asked, Inputs(clip, Strip(_seconds(clip), ""), path, start, still, sha256=digests), prepared)
 
 
 def heart_rate(r_peaks: NDArray[np.float64], seconds: float) -> float | None:
@@ -212,31 +211,26 @@ def _words(asked: EchoAsked, rate: float | None) -> str:
     return "   ".join(said)
 
 
-def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG, recorded: tuple[float, float]) -> Inputs:
-    """`inputs` with the beats, flags and strip that `prepared` gives; `recorded`: first and last second, from frame 0."""
-    start, seconds = inputs.ecg_start, _seconds(inputs.clip)
-    peaks = np.asarray(prepared.r_peaks, dtype=np.float64) - start
-    near = (peaks > -_REPORTED) & (peaks < seconds + _REPORTED)
-    flags = list(prepared.flags)
-    if recorded[0] > 1e-6:
-        flags.append(f"ECG begins {recorded[0]:.2f} s after frame 0")
-    if recorded[1] < seconds - 1e-6:
-        flags.append(f"ECG ends {seconds - recorded[1]:.2f} s before the clip")
+def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG) -> Inputs:
+    """`inputs` with the beats, flags and strip of `prepared`, whose clock starts with frame 0."""
+    seconds = _seconds(inputs.clip)
+    near = (prepared.r_peaks > -_REPORTED) & (prepared.r_peaks < seconds + _REPORTED)
+    flags, missing = list(prepared.flags), seconds - (prepared.start + prepared.signal.shape[1] / prepared.rate)
+    if prepared.start > 0.01:
+        flags.append(f"the ECG begins {prepared.start:.2f} s after frame 0")
+    if missing > 0.01:
+        flags.append(f"the ECG ends {missing:.2f} s before the clip")
     if not near.any():
-        flags.append("no heart beat found in the ECG: the clip's phase is left to the model")
-    usable = [name for name in prepared.leads if prepared.quality.get(name) not in UNUSABLE]
-    lead = "II" if "II" in usable else usable[0]
-    first = max(0, round((start - 0.2 - prepared.start) * prepared.rate))
-    last = round((start + seconds + 0.2 - prepared.start) * prepared.rate)
-    rate = heart_rate(peaks, seconds)
+        flags.append("no heart beat found near the clip: its phase is left to the model")
+    lead = "II" if "II" in prepared.leads else prepared.leads[0]
+    shown = (prepared.times > -0.2) & (prepared.times < seconds + 0.2)
     strip = Strip(
         seconds,
-        _words(asked, rate),
+        _words(asked, heart_rate(prepared.r_peaks, seconds)),
         lead,
-        np.asarray(prepared.signal[prepared.leads.index(lead)][first:last]),
+        prepared.signal[prepared.leads.index(lead)][shown],
         prepared.rate,
-        prepared.start + first / prepared.rate - start,
-        [float(second) for second in peaks[near]],
+        float(prepared.times[shown][0]),
+        prepared.r_peaks[near].tolist(),
     )
-    t_ends = np.asarray(prepared.t_ends, dtype=np.float64)[near] - start
-    return replace(inputs, strip=strip, flags=tuple(flags), r_peaks=peaks[near], t_ends=t_ends)
+    return replace(inputs, strip=strip, flags=tuple(flags), r_peaks=prepared.r_peaks[near], t_ends=prepared.t_ends[near])
