@@ -40,6 +40,8 @@ def read_ppg(path: str | Path) -> tuple[NDArray[np.float32], float]:
 def write_ppg(signal: NDArray[np.floating], rate: float, path: str | Path) -> Path:
     """Write `signal` [S] at `rate` Hz as the WFDB record `path` (a stem, 16 bit); returns the header's path."""
     stem = Path(path)
+    # said rather than left to wfdb, whose own choice overflows by one for some signals
+    gain = 30_000 / max(float(np.nanmax(np.abs(signal))), 1e-6)
     wfdb.wrsamp(
         stem.name,
         fs=rate,
@@ -47,6 +49,8 @@ def write_ppg(signal: NDArray[np.floating], rate: float, path: str | Path) -> Pa
         sig_name=["PPG"],
         p_signal=np.asarray(signal, np.float64)[:, None],
         fmt=["16"],
+        adc_gain=[gain],
+        baseline=[0],
         write_dir=str(stem.parent),
     )
     return stem.with_name(stem.name + ".hea")

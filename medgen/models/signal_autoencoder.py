@@ -31,7 +31,8 @@ class SignalAutoencoder(ModelMixin, ConfigMixin):
     """A linear autoencoder: signals [B,N,S] in the order of `names` ↔ latent frames [B,T,L,1] of `frame_samples` each.
 
     Its weights are statistics, computed once from training signals by `fit_signal_autoencoder`, never by gradients: `covariance`
-    [K,K] of the components (target leads first, the PPG last), `basis` [L, targets x frame_samples] (orthonormal), and `scale`.
+    [K,K] of the components (target leads first, the PPG last), `basis` [L, targets x frame_samples] (orthonormal), and `scale`, which
+    makes the variance of a latent 1 on average.
     """
 
     @register_to_config
@@ -66,31 +67,53 @@ class SignalAutoencoder(ModelMixin, ConfigMixin):
 
         What is not given is not looked at: it may be anything, NaN too.
         """
-        mixing, covariance = self.mixing.to(values.device), self.covariance.double()
+        return self._gain(given).to(values.dtype) @ torch.where(given[..., None], values, 0.0)
+
+    def doubt(self, given: Tensor) -> Tensor:
+        """[B, targets] mV: the standard deviation that the `given` [B,N] signals leave of each target component.
+
+        0 for what is given, or follows from what is given by Einthoven's law.
+        """
+        covariance = self.covariance.double()
+        explained = self._gain(given) @ (self.mixing.to(given.device) @ covariance)
+        prior, count = covariance.diagonal(), len(self.targets)
+        left = 1 - explained.diagonal(dim1=1, dim2=2) / prior
+        return (left.where(left > 10 * _RIDGE, 0.0) * prior).sqrt()[:, :count].float()
+
+    def _gain(self, given: Tensor) -> Tensor:
+        """[B,K,N] float64, 0 for what is not given."""
+        mixing, covariance = self.mixing.to(given.device), self.covariance.double()
         kept = given.double()
         cross = covariance @ mixing.T  # [K,N]
         total = mixing @ cross  # [N,N]
         total = total + _RIDGE * torch.diag(total.diagonal())
         seen = kept[:, :, None] * total * kept[:, None, :] + torch.diag_embed(1 - kept)
-        gain = torch.linalg.solve(seen, kept[:, :, None] * cross.T).transpose(1, 2)  # [B,K,N]
-        return gain.to(values.dtype) @ torch.where(given[..., None], values, 0.0)
+        return torch.linalg.solve(seen, kept[:, :, None] * cross.T).transpose(1, 2)
 
     def features(self, guess: Tensor, given: Tensor) -> Tensor:
         """[B,T,F]: the guess over each frame in units of each component's spread, and which signals are given."""
         own = self._framed(guess / self.covariance.diagonal().sqrt()[:, None])
         return torch.cat([own, given.to(guess.dtype)[:, None].expand(-1, own.shape[1], -1)], 2)
 
-    def encode(self, values: Tensor, guess: Tensor) -> Tensor:
-        """Latents [B,T,L,1] of what the guess leaves of complete signals [B,N,S]; S a multiple of `frame_samples`."""
+    def encode(self, values: Tensor, guess: Tensor, given: Tensor) -> Tensor:
+        """Latents [B,T,L,1] of what the guess leaves of complete signals [B,N,S]; S a multiple of `frame_samples`.
+
+        In units of the doubt, so that they are about as large whether one lead is given or ten.
+        """
         rows = [self.names.index(name) for name in self.targets]
         residual = values[:, rows] - guess[:, : len(rows)]
-        return (self._framed(residual) @ self.basis.T / self.scale)[..., None]
+        return (self._framed(residual) @ self.basis.T / self._scale(given))[..., None]
+
+    def _scale(self, given: Tensor) -> Tensor:
+        """[B,1,1] mV per unit of a latent."""
+        return (self.scale * self.doubt(given).square().mean(1).sqrt().clamp(min=1e-3))[:, None, None]
 
     def decode(self, latents: Tensor, guess: Tensor, values: Tensor, given: Tensor) -> Tensor:
         """Signals [B,N,S] of latents; the given ones exactly as they were given, a PPG that was not given NaN."""
         count, samples = len(self.targets), int(self.config.frame_samples)
-        frames = (latents[..., 0] * self.scale) @ self.basis
+        frames = (latents[..., 0] * self._scale(given)) @ self.basis
         residual = frames.unflatten(2, (count, samples)).transpose(1, 2).flatten(2)
+        residual = residual * (self.doubt(given) > 0)[:, :, None]
         components = torch.cat([guess[:, :count] + residual, guess[:, count:]], 1)
         signals = self.mixing.to(guess) @ components
         if "PPG" in self.names:
@@ -149,7 +172,7 @@ def fit_signal_autoencoder(
         raise SignalError("a training signal is flat everywhere, or not finite: nothing can be learned of it")
     model.covariance.copy_(covariance)
     left = rows[:, : len(model.targets)] - model.guess(signals, given)[:, : len(model.targets)].double()
-    frames = model._framed(left).flatten(0, 1)
+    frames = model._framed(left / model._scale(given)).flatten(0, 1)
     variances, directions = torch.linalg.eigh(frames.T @ frames / len(frames))
     chosen = directions[:, -latent_channels:].flip(1).T
     signs = chosen.gather(1, chosen.abs().argmax(1, keepdim=True)).sign()  # an eigenvector's sign is arbitrary: not here

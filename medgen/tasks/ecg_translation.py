@@ -129,7 +129,7 @@ class ECGTranslation:
         given = self.draw_given(len(signals), generator)
         guess = self.autoencoder.guess(signals, given)
         frames = signal_frames(self.autoencoder, guess, given, self.recipe.data.preparation.rate)
-        return dataclasses.replace(frames, latents=self.autoencoder.encode(signals, guess))
+        return dataclasses.replace(frames, latents=self.autoencoder.encode(signals, guess, given))
 
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Any], which: str, generator: torch.Generator
