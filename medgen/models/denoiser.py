@@ -32,6 +32,7 @@ class DenoiserConfig(Config):
     heads: int = Field(6, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     temporal_every: int = Field(0, ge=0, description="every k-th block also attends in time; 0: none (single images)")
+    cross_every: int = Field(1, ge=1, description="every k-th block, from the first, attends to the context")
     modulation: Literal["single", "per_block"] = "single"
     time_periods: tuple[float, float] = Field(
         (1.0, 1000.0), description="shortest and longest rotary period, in the unit of times"
@@ -59,6 +60,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         modulation: str = "single",
         time_periods: tuple[float, float] = (1.0, 1000.0),
         feature_dim: int = 0,
+        cross_every: int = 1,
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % (2 * spatial_dims):
@@ -78,7 +80,14 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         self.null_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.modulate = nn.Linear(width, 6 * width) if modulation == "single" else None
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, bool(temporal_every) and (i + 1) % temporal_every == 0, modulation == "per_block")
+            Block(
+                width,
+                heads,
+                mlp_ratio,
+                temporal=bool(temporal_every) and (i + 1) % temporal_every == 0,
+                crossed=i % cross_every == 0,
+                own_modulation=modulation == "per_block",
+            )
             for i in range(depth)
         )
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -234,22 +243,22 @@ class Rotaries:
 
 
 class Block(nn.Module):
-    """Space attention, time attention (where `temporal`), cross-attention, MLP; all but the cross-attention modulated by the level."""
+    """Space attention, time attention (where `temporal`), cross-attention (where `crossed`), MLP; the first and last by the level."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, temporal: bool, own_modulation: bool) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, temporal: bool, crossed: bool, own_modulation: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.table = nn.Parameter(torch.zeros(6, width))
         self.modulate = nn.Linear(width, 6 * width) if own_modulation else None
         self.space = Attention(width, heads)
         self.time = Attention(width, heads) if temporal else None
-        self.cross = Attention(width, heads, key_width=width)
+        self.cross = Attention(width, heads, key_width=width) if crossed else None
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def start_as_identity(self) -> None:
         """Zero what is added to the residual stream outside the gates (the gates start at 0 with `table`)."""
-        for layer in (self.cross.to_out, self.time.to_out if self.time else None, self.modulate):
+        for layer in (self.cross.to_out if self.cross else None, self.time.to_out if self.time else None, self.modulate):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
 
@@ -278,11 +287,12 @@ class Block(nn.Module):
             seen = None if present is None else present.repeat_interleave(places, 0)
             attended = self.time(series, rotary=angles, mask=seen)
             x = x + attended.view(batch, places, frames, width).transpose(1, 2)
-        angles = None
-        if rotaries.words is not None and rotaries.time is not None:
-            angles = rotaries.time.repeat_interleave(places, 1)
-        attended = self.cross(self.norm(x).flatten(1, 2), words, mask, rotary=angles, key_rotary=rotaries.words)
-        x = x + attended.view_as(x)
+        if self.cross is not None:
+            angles = None
+            if rotaries.words is not None and rotaries.time is not None:
+                angles = rotaries.time.repeat_interleave(places, 1)
+            attended = self.cross(self.norm(x).flatten(1, 2), words, mask, rotary=angles, key_rotary=rotaries.words)
+            x = x + attended.view_as(x)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
 
