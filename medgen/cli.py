@@ -48,11 +48,13 @@ VERBS = {
         "make digital recordings: 12-lead ECGs with their pulse waves", "medgen.digital.recordings:write_dataset"
     ),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
-    "data check": Verb("check a manifest and every image it names", "medgen.data.build:check"),
+    "data check": Verb("check a manifest and every image or clip it names", "medgen.data.build:check"),
+    "data join": Verb("give echo clips the ECGs nearest in time of the same patient", "medgen.data.echo_join:join"),
     "data shards": Verb(
         "encode a recipe's training data into shards that stream", "medgen.tasks.text_to_cxr:write_training_shards"
     ),
     "train autoencoder": Verb("train a KL autoencoder on a manifest's images", train),
+    "train echo-tokens": Verb("train the masked-token ECG-to-echo generator on a video tokenizer's codes", train),
     "train video-tokenizer": Verb("train a video tokenizer (codes for masked-token generation) on echo clips", train),
     "train text-encoder": Verb("train a small text encoder with its own tokenizer", train),
     "train classifier": Verb("train a finding classifier (judge and feature encoder)", train),
@@ -89,6 +91,9 @@ VERBS = {
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),
+    "bench generators": Verb(
+        "echo generators side by side: seconds per clip, evaluations, parameters, quality", "medgen.bench.generators:bench_generators"
+    ),
 }
 
 

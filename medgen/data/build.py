@@ -1,6 +1,7 @@
 """`medgen data build` and `medgen data check`: from a public data set's folder to a manifest that can be trusted, and back.
 
-Every image is opened once: what cannot be read, shows nothing, or has no words is quarantined by name; what is there twice is kept once.
+Every image or clip is opened once: what cannot be read, shows nothing, or (a film) has no words is quarantined by name; what is there
+twice is kept once.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from medgen.data import disk_cache
+from medgen.data.clip_inspection import inspect_clip, inspect_ecg
+from medgen.data.ecg_records import ECGRecord
+from medgen.data.echo_records import EchoRecord, EchoView
 from medgen.data.inspection import Inspection, inspect_image, near_duplicates
-from medgen.data.records import FINDINGS, SPLITS, CXRRecord, Manifest, ManifestError, View, read_manifest, write_manifest
+from medgen.data.records import FINDINGS, SPLITS, CXRRecord, ManifestError, View, manifest_kind, read_manifest, write_manifest
 from medgen.data.report_labels import label_text
 from medgen.data.report_text import clean_report
 from medgen.data.sources import SOURCES
-from medgen.data.sources.base import Quarantined, Records, SourceOptions
+from medgen.data.sources.base import Annotated, Quarantined, Records, SourceOptions
+
+Buildable: TypeAlias = CXRRecord | EchoRecord | ECGRecord
+_NOUNS = {CXRRecord.kind: "images", EchoRecord.kind: "clips", ECGRecord.kind: "ECGs"}
 
 
 class BuildError(ValueError):
@@ -46,13 +56,28 @@ class BuildReport:
 
 
 def build(
-    source: Literal["mimic_cxr_jpg", "rexgradient", "chexpert_csv", "chestmnist", "imagefolder", "dicom_folder"],
+    source: Literal[
+        "mimic_cxr_jpg",
+        "rexgradient",
+        "chexpert_csv",
+        "chestmnist",
+        "imagefolder",
+        "dicom_folder",
+        "echonet_dynamic",
+        "camus",
+        "ultrasound_dicom",
+        "mimic_iv_echo",
+        "echoxflow",
+        "mimic_iv_ecg",
+        "ptb_xl",
+    ],
     root: Path,
     out: Path,
-    views: Sequence[View] = ("PA", "AP"),
+    views: Sequence[View | EchoView] | None = None,
     val_fraction: float = 0.05,
     test_fraction: float = 0.05,
     seed: int = 0,
+    ecg_hours: float = 24.0,
     max_quarantined: float = 0.01,
     duplicates: Literal["perceptual", "exact", "keep"] = "perceptual",
     threads: int | None = None,
@@ -66,12 +91,13 @@ def build(
         source: the data set, in its own layout.
         root: its folder (ChestMNIST: or the .npz file).
         out: the manifest to write, .parquet or .jsonl.
-        views: views to keep.
+        views: views to keep; default: PA and AP of films, every view of echo clips.
         val_fraction: patients for validation where there is no official split.
         test_fraction: patients for testing where there is no official split.
         seed: changes who goes where in a split by hash.
+        ecg_hours: how far in time an ECG of the same patient may be from an echo (sets that share no clock).
         max_quarantined: the largest part of the records that may be unusable before nothing is written.
-        duplicates: leave out films that look the same and say the same, only identical files, or none.
+        duplicates: leave out films that look the same and say the same, only identical files (echo clips: always these), or none.
         threads: how many open images; default: one per core.
     """
     if source not in SOURCES:
@@ -79,22 +105,26 @@ def build(
     root, out = Path(root), Path(out)
     if not root.exists():
         raise BuildError(f"no folder at {root}")
+    entry = SOURCES[source]
+    views = tuple(views or entry.views)
     try:
-        options = SourceOptions(views=tuple(views), val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+        options = SourceOptions(
+            views=views, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, ecg_hours=ecg_hours
+        )
     except ValidationError as error:
         raise BuildError("; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())) from None
-    entry = SOURCES[source]
     out.parent.mkdir(parents=True, exist_ok=True)
     if entry.unpack is not None:
         root = entry.unpack(root, out.parent)
     prefix = _prefix(root, out.parent, source)
-    records, held = _usable(entry.records(root, options), prefix, source)
+    records, held = _usable(entry.records(root, options), prefix, source, out.parent)
     if not records and not held:
         raise BuildError(f"{root}: no {source} record of the views {', '.join(views)}")
-    inspections = _inspect([out.parent / record.image for record in records], duplicates == "perceptual", threads)
+    perceptual = duplicates == "perceptual" and all(isinstance(record, CXRRecord) for record in records)
+    inspections = _inspect(records, out.parent, perceptual, threads)
     held += [Quarantined(r.record_id, i.problem) for r, i in zip(records, inspections, strict=True) if i.problem]
     usable = [(r, i) for r, i in zip(records, inspections, strict=True) if not i.problem]
-    copies = {} if duplicates == "keep" else near_duplicates(usable, exact=duplicates == "exact")
+    copies = {} if duplicates == "keep" else near_duplicates(usable, exact=not perceptual)
     kept = [record for record, _ in usable if record.record_id not in copies]
     _write_quarantine(out.parent / "quarantine.jsonl", held, copies)
     _refuse_if_too_many(held, len(records) + len(held) - sum(1 for i in inspections if i.problem), max_quarantined, out)
@@ -106,40 +136,57 @@ def build(
     return report
 
 
-def _usable(found: Records, prefix: str, source: str) -> tuple[list[CXRRecord], list[Quarantined]]:
-    """Records with a path below the data set and words about the image, labelled; and the others."""
-    records: list[CXRRecord] = []
+def _usable(found: Records, prefix: str, source: str, home: Path) -> tuple[list[Buildable], list[Quarantined]]:
+    """Records with paths below the data set and, for films, words and labels; and the others."""
+    records: list[Buildable] = []
     held: list[Quarantined] = []
     for item in track(found, description=f"reading {source}", console=_console()):
         if isinstance(item, Quarantined):
             held.append(item)
-        elif (problem := _problem(item)) is not None:
-            held.append(Quarantined(item.record_id, problem))
-        else:
-            labels = item.labels or label_text(f"{item.findings}\n\n{item.impression}")
-            records.append(replace(item, image=f"{prefix}{item.image}", labels=labels))
+            continue
+        record = item.record if isinstance(item, Annotated) else item
+        if (problem := _problem(record)) is not None:
+            held.append(Quarantined(record.record_id, problem))
+            continue
+        record = replace(record, **{name: f"{prefix}{value}" for name in record.files if (value := getattr(record, name))})
+        if isinstance(item, Annotated) and isinstance(record, EchoRecord):
+            record = replace(record, annotations=_write_annotations(home, record.record_id, item.arrays))
+        if isinstance(record, CXRRecord):
+            record = replace(record, labels=record.labels or label_text(f"{record.findings}\n\n{record.impression}"))
+        records.append(record)
     return records, held
 
 
+def _write_annotations(home: Path, name: str, arrays: dict[str, NDArray[Any]]) -> str:
+    below = f"annotations/{name}.npz"
+    disk_cache.write_atomically(home / below, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+    return below
+
+
 def check(manifest: Path, threads: int | None = None) -> str:
-    """Open every image a manifest names, count splits, views and labels, and raise `ManifestError` naming what is unusable.
+    """Open every image or clip a manifest names, count splits, views and labels, and raise `ManifestError` naming what is unusable.
 
     Args:
         manifest: a record manifest, .parquet or .jsonl.
         threads: how many open images; default: one per core.
     """
-    read: Manifest = read_manifest(manifest)
-    inspections = _inspect([read.image_path(record) for record in read.records], False, threads)
+    kind = manifest_kind(manifest)
+    kinds: dict[str, type[Any]] = {record.kind: record for record in (CXRRecord, EchoRecord, ECGRecord)}
+    if kind not in kinds:
+        raise ManifestError(f"{manifest} lists records of kind {kind!r}; this checks {' and '.join(kinds)}")
+    read = read_manifest(manifest, record=kinds[kind])
+    inspections = _inspect(read.records, read.root, False, threads)
     _console().print(_table(read.records, f"{read.name}: {len(read)} records"))
+    what = _NOUNS[kind]
     broken = [f"{r.record_id}: {i.problem}" for r, i in zip(read.records, inspections, strict=True) if i.problem]
     if broken:
         more = f"\n  ... and {len(broken) - 10} more" if len(broken) > 10 else ""
         raise ManifestError(
-            f"{manifest}: {len(broken)} of {len(read)} images are unusable:\n  " + "\n  ".join(broken[:10]) + more
+            f"{manifest}: {len(broken)} of {len(read)} {what} are unusable:\n  " + "\n  ".join(broken[:10]) + more
         )
     dark = sum(i.top < 0.25 for i in inspections)
     note = f"; {dark} use less than a quarter of their grey values: train with preprocessing.intensity=percentile" if dark else ""
-    return f"{manifest}: {len(read)} records, every image opens, no patient in two splits{note}"
+    return f"{manifest}: {len(read)} records, every {what[:-1]} opens, no patient in two splits{note}"
 
 
 def _prefix(root: Path, home: Path, source: str) -> str:
@@ -157,27 +204,46 @@ def _prefix(root: Path, home: Path, source: str) -> str:
     return f"{source}/"
 
 
-def _problem(record: CXRRecord) -> str | None:
-    path = PurePosixPath(record.image)
-    if path.is_absolute() or ".." in path.parts:
-        return f"path outside the data set: {record.image}"
-    if not clean_report(record.impression) and not clean_report(record.findings):
+def _problem(record: Buildable) -> str | None:
+    for name in record.files:
+        path = PurePosixPath(getattr(record, name) or "")
+        if path.is_absolute() or ".." in path.parts:
+            return f"path outside the data set: {path}"
+    if isinstance(record, CXRRecord) and not clean_report(record.impression) and not clean_report(record.findings):
         return "no words about the image in its report"
-    return None
+    wrong = next(iter(record.problems()), None)
+    return None if wrong is None else f"{wrong[0]} is {getattr(record, wrong[0])!r}; expected {wrong[1]}"
 
 
-def _inspect(paths: Sequence[Path], perceptual: bool, threads: int | None) -> list[Inspection]:
-    """What each image is, in order. Threads suffice: decoding and resizing hold no interpreter lock."""
+def _inspect(records: Sequence[Buildable], home: Path, perceptual: bool, threads: int | None) -> list[Inspection]:
+    """What each record's files are, in order. Threads suffice: decoding and resizing hold no interpreter lock."""
+
+    def look(record: Buildable) -> Inspection:
+        if isinstance(record, CXRRecord):
+            return inspect_image(home / record.image, perceptual)
+        return inspect_clip(record, home) if isinstance(record, EchoRecord) else inspect_ecg(record, home)
+
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        done = pool.map(inspect_image, paths, [perceptual] * len(paths))
-        return list(track(done, total=len(paths), description="opening images", console=_console()))
+        done = pool.map(look, records)
+        return list(track(done, total=len(records), description="opening files", console=_console()))
 
 
 def _kind(reason: str) -> str:
     """A reason without its names, for counting."""
-    for words in ("no image at", "cannot be decoded", "no report", "no words", "path outside", "shows nothing", "missing below"):
+    missing = {"no image at": "missing image", "missing below": "missing image", "no video at": "missing video"}
+    known = (
+        "cannot be decoded",
+        "no report",
+        "no words",
+        "path outside",
+        "shows nothing",
+        "stands still",
+        "colour Doppler",
+        "cut off",
+    )
+    for words in (*missing, *known):
         if words in reason:
-            return {"no image at": "missing image", "missing below": "missing image"}.get(words, words)
+            return missing.get(words, words)
     return "other"
 
 
@@ -200,27 +266,37 @@ def _refuse_if_too_many(held: Sequence[Quarantined], total: int, ceiling: float,
     )
 
 
-def _table(records: Sequence[CXRRecord], title: str) -> Table:
+def _table(records: Sequence[Buildable], title: str) -> Table:
     table = Table(title=title)
     table.add_column("")
     for split in SPLITS:
         table.add_column(split, justify="right")
-    rows: dict[str, Counter[str]] = {"images": Counter(), "patients": Counter()}
+    first = _NOUNS[records[0].kind] if records else "records"
+    rows: dict[str, Counter[str]] = {first: Counter(), "patients": Counter()}
     people: dict[str, set[str]] = {split: set() for split in SPLITS}
     for record in records:
         people[record.split].add(record.patient_id)
-        rows["images"][record.split] += 1
-        rows.setdefault(f"view {record.view}", Counter())[record.split] += 1
-        for label in record.labels:
-            rows.setdefault(f"{label.name}, {label.state}", Counter())[record.split] += 1
+        for name in (first, *_facts(record)):
+            rows.setdefault(name, Counter())[record.split] += 1
     rows["patients"].update({split: len(names) for split, names in people.items()})
-    order = ["images", "patients", *sorted(name for name in rows if name.startswith("view "))]
+    order = [first, "patients", *sorted(name for name in rows if name.startswith("view "))]
+    order += [name for name in rows if name not in order and not name.startswith(FINDINGS)]
     order += [
         f"{name}, {state}" for name in FINDINGS for state in ("present", "uncertain", "absent") if f"{name}, {state}" in rows
     ]
     for name in order:
         table.add_row(name.replace("_", " "), *(str(rows[name][split]) for split in SPLITS))
     return table
+
+
+def _facts(record: Buildable) -> list[str]:
+    """What the table counts of a record."""
+    if isinstance(record, CXRRecord):
+        return [f"view {record.view}", *(f"{label.name}, {label.state}" for label in record.labels)]
+    if isinstance(record, ECGRecord):
+        return ["with a pulse wave"] if record.ppg is not None else []
+    facts = {"with ejection fraction": record.ejection_fraction, "with annotations": record.annotations}
+    return [f"view {record.view}", *(name for name, value in facts.items() if value is not None), f"ECG {record.pairing}"]
 
 
 def _console() -> Console:

@@ -52,9 +52,9 @@ def load_clip(
 ) -> Clip:
     """The whole of a video file at `preprocessing`'s size and frame rate; `fps` is the file's true rate where that is known.
 
-    A file at least as fast as wanted gives real frames, those nearest to the even grid, at the times they were really taken: frames are
-    never blended then, so speckle stays speckle. A slower file is interpolated linearly. `cache` is a folder for the resized
-    frames (`None` decodes every time). Raises `VideoError` naming the file.
+    A file at least as fast as wanted gives real frames, those nearest to the even grid, at the times they were really taken: frames
+    are never blended then, so speckle stays speckle, and a gap in the recording stays a gap. A slower file is interpolated
+    linearly. `cache` is a folder for the resized frames (`None` decodes every time). Raises `VideoError` naming the file.
     """
     path = Path(path)
     resized = partial(_resized, path, preprocessing, fps)
@@ -88,8 +88,8 @@ def resampled(frames: NDArray[np.uint8], times: NDArray[np.float64], fps: float)
     grid = times[0] + np.arange(int((times[-1] - times[0]) / step + 1 + 1e-6)) * step
     nearest = _nearest(times, grid)
     gaps = np.diff(times)
-    if gaps.max() <= step * _SAME_RATE:
-        nearest = np.unique(nearest)  # a clip a little slower than wanted repeats none
+    if np.median(gaps) <= step * _SAME_RATE:
+        nearest = np.unique(nearest)  # a clip a little slower than wanted, or with a gap, repeats none
         return Clip(frames[nearest], times[nearest], nearest)
     after = np.clip(np.searchsorted(times, grid, side="right"), 1, len(times) - 1)
     weight = np.clip((grid - times[after - 1]) / gaps[after - 1], 0, 1)[:, None, None]

@@ -14,7 +14,7 @@ from scipy.fft import dctn
 from torch.nn import functional
 
 from medgen.data.images import ImageError, read_grey
-from medgen.data.records import CXRRecord
+from medgen.data.records import CXRRecord, Record
 
 _BITS = 256
 _DISTANCE = 7  # of 256 bits: a film saved again differs by a few, another film by dozens
@@ -51,7 +51,7 @@ def _look(grey: NDArray[np.float32]) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def near_duplicates(films: Sequence[tuple[CXRRecord, Inspection]], exact: bool = False) -> dict[str, str]:
+def near_duplicates(films: Sequence[tuple[Record, Inspection]], exact: bool = False) -> dict[str, str]:
     """Record ids to leave out, each with the id of the record that stays (the first by id).
 
     Two films are the same if their files are identical or their looks differ in at most 7 of 256 bits, and they have the same
@@ -75,11 +75,15 @@ def near_duplicates(films: Sequence[tuple[CXRRecord, Inspection]], exact: bool =
     return copies
 
 
-def _same(a: tuple[CXRRecord, Inspection], b: tuple[CXRRecord, Inspection], exact: bool) -> bool:
+def _same(a: tuple[Record, Inspection], b: tuple[Record, Inspection], exact: bool) -> bool:
     looks_alike = a[1].content == b[1].content or (not exact and _distance(a[1].look, b[1].look) <= _DISTANCE)
     if not looks_alike:
         return False
-    return a[0].patient_id != b[0].patient_id or (a[0].findings, a[0].impression) == (b[0].findings, b[0].impression)
+    return a[0].patient_id != b[0].patient_id or _words(a[0]) == _words(b[0])
+
+
+def _words(record: Record) -> tuple[str, ...]:
+    return (record.findings, record.impression) if isinstance(record, CXRRecord) else ()
 
 
 def _distance(a: bytes, b: bytes) -> int:

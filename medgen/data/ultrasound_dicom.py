@@ -72,7 +72,7 @@ def read_cine(path: str | Path) -> Cine:
         fps=fps,
         times=times,
         colour=float(colour[sector].mean()),
-        r_peaks=tuple(float(value) / 1000 for value in _numbers(dataset, "RWaveTimeVector")),
+        r_peaks=r_waves(dataset),
         pixel_mm=_pixel_mm(dataset) if region is not None else None,
         dataset=dataset,
     )
@@ -82,13 +82,13 @@ def _grey_frames(dataset: FileDataset, path: Path) -> tuple[NDArray[np.uint8], N
     """Luma of every frame `[T, H, W]`, and in which part of the frames each pixel is coloured `[H, W]`."""
     if dataset.get("Modality") not in ("US", "IVUS", None):
         raise DicomError(f"{path} is not ultrasound (modality {dataset.Modality})")
-    if "PixelData" not in dataset:
+    count, rows, columns = frame_count(dataset), int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    if "PixelData" not in dataset or not rows * columns:
         raise DicomError(f"{path} has no pixel data (cut off before it?)")
-    count = int(dataset.get("NumberOfFrames") or 1)
-    if count * int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > MAX_BYTES:
-        raise DicomError(f"{path} says it has {count} frames of {dataset.Rows} x {dataset.Columns} pixels; that much is refused")
+    if count * rows * columns > MAX_BYTES:
+        raise DicomError(f"{path} says it has {count} frames of {rows} x {columns} pixels; that much is refused")
     grey: list[NDArray[np.uint8]] = []
-    coloured = np.zeros((int(dataset.Rows), int(dataset.Columns)), dtype=np.float32)
+    coloured = np.zeros((rows, columns), dtype=np.float32)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -154,8 +154,9 @@ def _region(dataset: Dataset, shape: tuple[int, ...]) -> tuple[int, int, int, in
     boxes = []
     for item in dataset.get("SequenceOfUltrasoundRegions") or []:
         if item.get("RegionSpatialFormat") == 1 and item.get("RegionDataType") in (1, 2):
-            left, top = int(item.RegionLocationMinX0), int(item.RegionLocationMinY0)
-            right, bottom = int(item.RegionLocationMaxX1), int(item.RegionLocationMaxY1)
+            left, top, right, bottom = (
+                int(item.get(f"RegionLocation{name}") or 0) for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")
+            )
             if 0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]:
                 boxes.append((top, left, bottom, right))
     return max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
@@ -166,6 +167,16 @@ def _pixel_mm(dataset: Dataset) -> float | None:
         if item.get("PhysicalUnitsYDirection") == 3 and float(item.get("PhysicalDeltaY") or 0) > 0:  # cm
             return 10 * float(item.PhysicalDeltaY)
     return None
+
+
+def r_waves(dataset: Dataset) -> tuple[float, ...]:
+    """Seconds of the R waves from frame 0 (R Wave Time Vector, ms), where the scanner stored them."""
+    return tuple(value / 1000 for value in _numbers(dataset, "RWaveTimeVector"))
+
+
+def frame_count(dataset: Dataset) -> int:
+    """How many frames the header says there are; 1 if it does not, or says nonsense."""
+    return max(1, int(next(iter(_numbers(dataset, "NumberOfFrames")), 1)))
 
 
 def frame_times(dataset: Dataset, count: int) -> tuple[float | None, NDArray[np.float64] | None]:
@@ -187,11 +198,9 @@ def frame_times(dataset: Dataset, count: int) -> tuple[float | None, NDArray[np.
 
 def _numbers(dataset: Dataset, name: str) -> list[float]:
     """The values of an element as floats; nothing if it is absent or malformed."""
-    value = dataset.get(name)
-    if value in (None, ""):
-        return []
     try:
+        value = dataset.get(name)  # pydicom converts, and may refuse, only now
         found = [float(item) for item in (value if isinstance(value, MultiValue | list) else [value])]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return []
     return found if np.isfinite(found).all() else []

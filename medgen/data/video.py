@@ -6,7 +6,7 @@ A file that is cut off, empty or without a frame rate is an error, never a short
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
 
 from medgen.data.dicom import DicomError
 from medgen.data.images import DICOM_SUFFIXES, is_dicom
@@ -59,11 +60,17 @@ def load_video(path: str | Path, fps: float | None = None) -> Video:
         raise VideoError(f"no video at {path}")
     if path.name.lower().endswith((".nii", ".nii.gz")):
         found = _read_nifti(path)
-    elif path.suffix.lower() in DICOM_SUFFIXES or (path.suffix.lower() not in VIDEO_SUFFIXES and is_dicom(path)):
+    elif holds_dicom(path):
         found = _read_cine(path)
     else:
         found = _read_container(path)
     return _timed(path, found, fps)
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a file is read as DICOM: by its suffix, or, with none that a video has, by its mark."""
+    suffix = path.suffix.lower()
+    return suffix in DICOM_SUFFIXES or (suffix not in VIDEO_SUFFIXES and is_dicom(path))
 
 
 @dataclass(frozen=True)
@@ -156,14 +163,26 @@ def _read_nifti(path: Path) -> _Found:
         raise VideoError(f"{path} has the shape {list(values.shape)}; expected [x, y, frames]")
     frames = np.ascontiguousarray(np.transpose(values, (2, 1, 0)))
     if frames.dtype != np.uint8:
-        finite = np.isfinite(frames)
-        if not finite.all():
+        if not np.isfinite(frames).all():
             raise VideoError(f"{path} holds NaN or infinite pixels")
         low, high = float(frames.min()), float(frames.max())
         frames = frames if 0 <= low and high <= 255 else (frames - low) * (255 / max(high - low, 1e-9))
         frames = np.rint(frames).astype(np.uint8)
     seconds = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit, 0.0) * float(zooms[-1])
-    return _Found(frames, 1 / seconds if seconds > 0 else None)
+    return _Found(square_pixels(frames, zooms, order=1), 1 / seconds if seconds > 0 else None)
+
+
+def square_pixels(frames: NDArray[np.uint8], zooms: Sequence[float], order: int) -> NDArray[np.uint8]:
+    """Frames `[T, H, W]` whose pixels are `zooms` (x, y, ...) mm in size, with the coarser axis stretched to the finer's spacing.
+
+    `order` is that of the spline: 1 for pictures, 0 for masks. Spacings within 2 % of each other count as equal.
+    """
+    x, y = float(zooms[0]), float(zooms[1])
+    if not (x > 0 and y > 0) or max(x, y) / min(x, y) < 1.02:
+        return frames
+    finer = min(x, y)
+    stretched: NDArray[np.uint8] = zoom(frames, (1, y / finer, x / finer), order=order, mode="nearest", grid_mode=True)
+    return stretched
 
 
 def write_video(

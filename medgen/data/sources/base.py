@@ -7,12 +7,17 @@ import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medgen.config import Config
+from medgen.data.ecg_records import ECGRecord
+from medgen.data.echo_records import ECHO_VIEWS, EchoRecord, EchoView
 from medgen.data.records import CXRRecord, Split, View
 from medgen.seeds import stable_seed
 
@@ -24,10 +29,11 @@ class SourceError(ValueError):
 class SourceOptions(Config):
     """What a builder may be asked."""
 
-    views: tuple[View, ...] = Field(("PA", "AP"), description="views to keep")
+    views: tuple[View | EchoView, ...] = Field(("PA", "AP"), description="views to keep")
     val_fraction: float = Field(0.05, ge=0, lt=1, description="patients for validation where the set has no official split")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="patients for testing where the set has no official split")
     seed: int = Field(0, description="changes who goes where in a split that is not official")
+    ecg_hours: float = Field(24.0, ge=0, description="an ECG of the same patient belongs to an echo up to so many hours away")
 
     @model_validator(mode="after")
     def _some_patients_train(self) -> SourceOptions:
@@ -44,17 +50,29 @@ class Quarantined:
     reason: str
 
 
-# Images are given relative to the data set's folder; `build` makes them relative to the manifest's.
-Records: TypeAlias = Iterator["CXRRecord | Quarantined"]
+@dataclass(frozen=True)
+class Annotated:
+    """An echo record with the arrays of its annotations file, which `build` writes beside the manifest.
+
+    "masks" `[K, H, W]` uint8 (1 LV cavity, 2 myocardium, 3 left atrium) of the frames "mask_frames" `[K]`, "ed_frames", "es_frames".
+    """
+
+    record: EchoRecord
+    arrays: dict[str, NDArray[Any]]
+
+
+# Files are given relative to the data set's folder; `build` makes them relative to the manifest's.
+Records: TypeAlias = Iterator["CXRRecord | EchoRecord | ECGRecord | Annotated | Quarantined"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set's builder. `unpack` turns a set that is not files (npz) into a folder below the manifest's, first."""
+    """One data set's builder. `unpack` turns a set that is not files (npz, Zarr) into a folder below the manifest's, first."""
 
     summary: str
     records: Callable[[Path, SourceOptions], Records]
     unpack: Callable[[Path, Path], Path] | None = None
+    views: tuple[View | EchoView, ...] = ("PA", "AP")
 
 
 def hashed_split(patient_id: str, options: SourceOptions) -> Split:
@@ -134,3 +152,38 @@ def as_view(text: str) -> View:
     if "AP" in tokens or "ANTERO" in words or "ANTEROPOSTERIOR" in words:
         return "AP"
     return "UNKNOWN"
+
+
+def as_echo_view(text: str) -> EchoView:
+    """The view in a data set's own words ("4CH", "apical four chamber", "A2C", "PLAX", "Parasternal short axis ..."); else UNKNOWN."""
+    words = re.sub(r"[^A-Z0-9]+", " ", text.upper()).strip()
+    joined = words.replace(" ", "")
+    if joined in ECHO_VIEWS:
+        return cast(EchoView, joined)
+    words = words.replace("FOUR", "4").replace("TWO", "2").replace("CHAMBERS", "CHAMBER").replace("CH ", "CHAMBER ")
+    if "PARASTERNAL" in words or re.search(r"\bP[LS]AX?\b", words):
+        return "PSAX" if "SHORT" in words or re.search(r"\bPSAX?\b", words) else "PLAX"
+    found = re.search(r"\b(?:AP?|APICAL)? ?([24]) ?(?:C|CH|CHAMBER)\b", words)
+    return cast(EchoView, f"A{found.group(1)}C") if found else "UNKNOWN"
+
+
+def as_time(text: str) -> str | None:
+    """ISO date and time from "2180-05-06 12:30:00", DICOM's 20160503121535.5 ...; None for anything else, or a date alone."""
+    digits = re.sub(r"[-:T ]", "", text.strip())
+    match = re.match(r"(\d{14})(\.\d{1,6})?", digits)
+    if match is None:
+        return None
+    try:
+        moment = datetime.strptime(match.group(1), "%Y%m%d%H%M%S")
+    except ValueError:
+        return None
+    return moment.replace(microsecond=round(float(match.group(2) or 0) * 1e6) % 1_000_000).isoformat()
+
+
+def as_number(text: str | None) -> float | None:
+    """A finite number from a table's cell; None for anything else."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
