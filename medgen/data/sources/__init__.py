@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from medgen.data.sources import chestmnist, chexpert_csv, dicom_folder, imagefolder, mimic_cxr_jpg, rexgradient
+from medgen.data.echo_records import ECHO_VIEWS
+from medgen.data.sources import (
+    camus,
+    chestmnist,
+    chexpert_csv,
+    dicom_folder,
+    echonet_dynamic,
+    echoxflow,
+    imagefolder,
+    mimic_cxr_jpg,
+    mimic_iv_ecg,
+    mimic_iv_echo,
+    ptb_xl,
+    rexgradient,
+    ultrasound_dicom,
+)
 from medgen.data.sources.base import Source
+
+_ECHO = (*ECHO_VIEWS, "UNKNOWN")
 
 SOURCES: dict[str, Source] = {
     "mimic_cxr_jpg": Source("MIMIC-CXR-JPG 2.x with MIMIC-CXR's report tree", mimic_cxr_jpg.records),
@@ -14,4 +31,19 @@ SOURCES: dict[str, Source] = {
         "Hugging Face ImageFolder: metadata.jsonl or metadata.csv with file_name and text", imagefolder.records
     ),
     "dicom_folder": Source("a folder of DX or CR DICOM files, with reports.csv if there are reports", dicom_folder.records),
+    "echonet_dynamic": Source(
+        "EchoNet-Dynamic: FileList.csv, VolumeTracings.csv, Videos/*.avi", echonet_dynamic.records, views=_ECHO
+    ),
+    "camus": Source("CAMUS, NIfTI edition: half sequences with masks of every frame", camus.records, views=_ECHO),
+    "ultrasound_dicom": Source(
+        "a folder of ultrasound cines (DICOM), with labels.csv if there are labels", ultrasound_dicom.records, views=_ECHO
+    ),
+    "mimic_iv_echo": Source(
+        "MIMIC-IV-ECHO, joined with MIMIC-IV-ECG where that lies beside it", mimic_iv_echo.records, views=_ECHO
+    ),
+    "echoxflow": Source(
+        "EchoXFlow: B-mode with the scanner's synchronised ECG (Zarr)", echoxflow.records, echoxflow.unpack, views=_ECHO
+    ),
+    "mimic_iv_ecg": Source("MIMIC-IV-ECG: record_list.csv, machine_measurements.csv, WFDB", mimic_iv_ecg.records, views=()),
+    "ptb_xl": Source("PTB-XL: ptbxl_database.csv, WFDB", ptb_xl.records, views=()),
 }
