@@ -8,11 +8,12 @@ from markupsafe import Markup
 
 from medgen.demo.page import code
 from medgen.demo.session import Session
+from medgen.sampling.source import find_pipeline
 
 
 def commands(session: Session) -> dict[str, Markup]:
     """One block of commands per section of the page."""
-    pipeline, out = shlex.quote(session.name), shlex.quote(str(session.out))
+    pipeline, echo, out = (shlex.quote(word) for word in (session.name, session.echo, str(session.out)))
     blocks = {
         "sample": f"""
 medgen sample text-to-cxr --pipeline {pipeline} --prompt "Large left pleural effusion." --seed 7 --out out/effusion
@@ -35,5 +36,16 @@ medgen digital chest --n 2000 --seed 99 --size 128 --out data/held_out
 medgen evaluate cases --reference data/held_out/manifest.parquet --out out/cases.jsonl --n 400 --pairs 120
 medgen sample text-to-cxr --pipeline {pipeline} --cases out/cases.jsonl --out out/generated
 medgen evaluate text-to-cxr --generated out/generated --reference data/held_out/manifest.parquet --out out/report""",
+        "echo": f"""
+medgen sample ecg-to-echo --pipeline {echo} --ecg sinus-60 --ejection-fraction 55 --out out/echo     # also: sinus-100, af, pvc
+medgen sample ecg-to-echo --pipeline {echo} --ecg YOUR_RECORD.hea --ecg-start 2 --num-frames 64 --out out/mine
+medgen sample ecg-to-echo --pipeline {echo} --cases {out}/echo/cases.jsonl --out out/again           # these clips, once more
+medgen digital echo --n 500 --seed 1 --out data/digital_echo                                         # digital hearts, with truth
+
+# Python
+from medgen.data.ecg import read_ecg
+from medgen.pipelines.ecg_to_echo import ECGToEchoPipeline
+pipeline = ECGToEchoPipeline.from_pretrained({str(find_pipeline(session.echo).folder)!r})
+frames = pipeline(read_ecg("YOUR_RECORD.hea"), start_seconds=2.0, ejection_fraction=55).frames[0]   # [T, H, W] in [0, 1]""",
     }
     return {name: code(text) for name, text in blocks.items()}

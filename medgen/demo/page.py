@@ -37,6 +37,11 @@ def picture(grey: np.ndarray) -> str:
     return _address(image.resize((384, 384), Image.Resampling.LANCZOS), "JPEG", quality=88)
 
 
+def video(path: Path) -> str:
+    """An MP4 file as a data address."""
+    return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
 def change(film: np.ndarray, normal: np.ndarray) -> str:
     """What differs between two films [H,W]: denser in orange, more lucent in blue, transparent where nothing changed."""
     difference = film.astype(np.float32) - normal.astype(np.float32)
@@ -96,6 +101,30 @@ def bar_chart(values: Sequence[tuple[str, float]], target: float | None, start: 
     axes.tick_params(length=0)
     axes.grid(False, axis="y")
     return _svg(figure)
+
+
+def volume_chart(times: np.ndarray, volume: np.ndarray, r_peaks: Sequence[float], t_ends: Sequence[float]) -> Markup:
+    """A clip's volume [T] at `times` [T] s as wide as the clip, with its ECG's R peaks and T ends; `.now` moves with the film."""
+    width, height, end = 336, 84, float(times[-1] + times[1] - times[0])
+    low, high = float(np.nanmin(volume)), float(np.nanmax(volume))
+    low, high = min(low, 0.35 * high), 1.06 * high
+    points = [
+        f"{second / end * width:.1f},{(high - value) / (high - low) * (height - 14) + 2:.1f}"
+        for second, value in zip(times, volume)
+        if np.isfinite(value)
+    ]
+    ticks = [
+        f'<line x1="{second / end * width:.1f}" x2="{second / end * width:.1f}" y1="0" y2="{height - 12}" class="{kind}"/>'
+        for kind, seconds in (("r", r_peaks), ("t", t_ends))
+        for second in seconds
+        if 0 <= second <= end
+    ]
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" class="volume" role="img" aria-label="volume of the left ventricle over time">'
+        f'{"".join(ticks)}<polyline points="{" ".join(points)}"/><line x1="0" x2="0" y1="0" y2="{height - 12}" class="now"/>'
+        f'<text x="0" y="{height - 1}">volume of the left ventricle</text>'
+        f'<text x="{width}" y="{height - 1}" text-anchor="end">{end:.1f} s</text></svg>'
+    )
 
 
 def _axes(width: float, height: float) -> Any:

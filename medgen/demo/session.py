@@ -22,27 +22,32 @@ from medgen.sampling.source import PipelineSource
 class Sizes:
     """How much of everything."""
 
-    films: int = 200
-    steps: int = 24
-    kill_after: int = 14
-    checkpoint_every: int = 5
-    measured: int = 56
-    least: int = 4
-    pairs: int = 6
+    films: int = 160
+    steps: int = 14
+    kill_after: int = 9
+    checkpoint_every: int = 3
+    measured: int = 40
+    least: int = 3
+    pairs: int = 5
     sampling_steps: int | None = None  # None: as many as the pipeline itself takes
+    clips: int = 8
+    echo_steps: int | None = None
 
 
-QUICK = Sizes(films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4)
+QUICK = Sizes(
+    films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2
+)
 """For tests."""
 
 
 @dataclass
 class Session:
-    """One demo. `steps` grows: name, duration and folder of each step that is done."""
+    """One demo. `echo` names the echo pipeline; `steps` grows: name, duration and folder of each step that is done."""
 
     out: Path
     source: PipelineSource
     sizes: Sizes = Sizes()
+    echo: str = "digital_echo"
     training_films: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))

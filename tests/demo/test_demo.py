@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medgen.demo.run import PROMPTS, demo
+from medgen.demo.session import QUICK
 
 
 @pytest.mark.timeout(900)
@@ -16,6 +17,7 @@ def test_the_demo_leaves_a_page_and_a_second_run_has_nothing_to_do(tmp_path: Pat
     assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text("utf-8")
     assert text.count("<figure>") == len(PROMPTS)
+    assert text.count("<video") == text.count('class="volume"') == QUICK.clips, "films from ECGs, each with its measured curve"
     assert "identical, bit for bit" in text, "the run that was killed and resumed equals the one left alone"
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["laterality"] is not None
