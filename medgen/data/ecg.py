@@ -14,7 +14,7 @@ from medgen.config import Config
 from medgen.data.ecg_beats import find_r_peaks, find_t_ends
 from medgen.data.ecg_files import read_ecg, write_wfdb
 from medgen.data.ecg_leads import ECG, LEADS, LIMB, ECGError, cut, derive_limb_leads, lead_name
-from medgen.data.ecg_quality import find_unit, judge_lead
+from medgen.data.ecg_quality import constant_stretches, find_unit, judge_lead
 
 __all__ = [
     "ECG",
@@ -115,8 +115,12 @@ def filter_ecg(ecg: ECG, preparation: ECGPreparation) -> tuple[ECG, dict[str, st
     if not usable:
         raise ECGError(f"no usable lead: {', '.join(f'{name} is {kind}' for name, kind in quality.items())}")
     quality |= {ecg.leads[i]: "scaled" for i in usable if factor != 1.0}
-    filtered = sosfiltfilt(_bandpass(preparation.band, ecg.rate), signal[usable], axis=1)
-    filtered, there = _resampled(filtered, recorded[usable], ecg.rate, preparation.rate)
+    signal, recorded = signal[usable], recorded[usable]
+    if (still := constant_stretches(signal, ecg.rate)).any():
+        recorded &= ~still
+        flags.append("stretches without any change, zero padding perhaps, left out")
+    filtered = sosfiltfilt(_bandpass(preparation.band, ecg.rate), signal, axis=1)
+    filtered, there = _resampled(filtered, recorded, ecg.rate, preparation.rate)
     filtered[~there] = np.nan
     ready = ECG(filtered.astype(np.float32), tuple(ecg.leads[i] for i in usable), preparation.rate, ecg.start)
     if preparation.derive:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
@@ -50,3 +52,14 @@ def judge_lead(row: NDArray[np.float64], recorded: NDArray[np.bool_], rate: floa
         return "saturated"
     fast = sosfiltfilt(butter(3, min(40.0, 0.4 * rate), "highpass", fs=rate, output="sos"), row)[recorded]
     return "noisy" if 1.4826 * float(np.median(np.abs(fast))) > 0.1 * swing else "good"
+
+
+def constant_stretches(signal: NDArray[np.float64], rate: float) -> NDArray[np.bool_]:
+    """Which samples [L,S] of `signal` [L,S] belong to at least 1.5 s without any change: padding, not a heart at rest."""
+    out = np.zeros(signal.shape, dtype=bool)
+    for row, mask in zip(signal, out):
+        edges = np.flatnonzero(np.diff(row, prepend=np.nan, append=np.nan) != 0)
+        for first, last in pairwise(edges):
+            if last - first >= 1.5 * rate:
+                mask[first:last] = True
+    return out

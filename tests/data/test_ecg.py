@@ -172,6 +172,15 @@ def test_missing_samples_stay_missing_and_short_gaps_are_bridged() -> None:
         assert np.abs(prepared.r_peaks - r).min() < 0.05
 
 
+def test_zero_padding_is_not_taken_for_data() -> None:
+    ecg, truth = digital(9)
+    ecg.signal[:, 3000:] = 0.0  # two of eight seconds
+    prepared = prepare_ecg(ecg)
+    assert not prepared.sample_mask[1505:].any() and prepared.sample_mask[:1495].all()
+    assert any("zero padding" in flag for flag in prepared.flags)
+    assert len(prepared.r_peaks) == pytest.approx((truth.r_peaks < 6).sum(), abs=1) and prepared.r_peaks.max() < 6.02
+
+
 def test_thirty_seconds_are_no_other_than_two() -> None:
     ecg, truth = digital(10, seconds=30.0)
     whole, part = prepare_ecg(ecg), prepare_ecg(cut(ecg, 10.0, 4.0))
