@@ -137,7 +137,7 @@ def _xrv_encoder(path: Path, device: torch.device) -> FeatureEncoder:
 
     model = densenet121(weights=None)
     model.features.conv0 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-    weights = {key: value for key, value in _read_weights(path).items() if key.startswith("features.")}
+    weights = {key: value for key, value in read_weights(path).items() if key.startswith("features.")}
     try:
         model.features.load_state_dict({key.removeprefix("features."): value for key, value in weights.items()})
     except RuntimeError as error:
@@ -165,7 +165,8 @@ def _inception_encoder(path: Path, device: torch.device) -> FeatureEncoder:
     return FeatureEncoder("inception", fingerprint(model), 299, 2048, encode)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors or a weights-only file. Raises `EvaluationError` for anything else: nothing is unpickled."""
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:

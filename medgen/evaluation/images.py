@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 from medgen.data.images import PILLOW_SUFFIXES, load_image
 from medgen.data.records import Manifest
 
-IMAGE_SUFFIXES = (*PILLOW_SUFFIXES, ".dcm")
-
 
 class EvaluationError(ValueError):
     """Something that cannot be evaluated; the message says what, where, and what to do."""
@@ -62,6 +60,21 @@ def read_generated(folder: str | Path) -> ImageSet:
     Raises `EvaluationError` for an empty folder, missing or broken metadata, a listed file that is not there, or images of
     different sizes.
     """
+    lines = read_metadata(folder, ("file_name", "case_id", "prompt"))
+    paths = [line["_path"] for line in lines]
+    if len(set(paths)) < len(paths):
+        raise EvaluationError(f"{folder}: the same image is listed twice ({next(p for p in paths if paths.count(p) > 1)})")
+    native = check_same_size(paths)
+    metadata = tuple({key: value for key, value in line.items() if key != "_path"} for line in lines)
+    return ImageSet(Path(folder).name, tuple(paths), tuple(line["case_id"] for line in lines), metadata, native)
+
+
+def read_metadata(folder: str | Path, required: Sequence[str]) -> list[dict[str, Any]]:
+    """The metadata lines below `folder`, ordered by case and trajectory; "_path" is where a line's `file_name` lies.
+
+    Raises `EvaluationError` for an empty or unfinished folder, a line that is broken or lacks a field of `required`, a file that is
+    not there.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise EvaluationError(f"no folder {folder}; --generated names the folder that `medgen sample` wrote")
@@ -69,23 +82,18 @@ def read_generated(folder: str | Path) -> ImageSet:
     if not files and any(folder.glob(".metadata*.jsonl")):
         raise EvaluationError(f"sampling into {folder} is not finished; run the same `medgen sample` command again, it continues")
     if not files:
-        held = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        held = sum(path.is_file() for path in folder.iterdir())
         raise EvaluationError(
-            f"{folder} holds {held} images but no metadata.jsonl (which image was asked for by which prompt); `medgen sample` writes it"
+            f"{folder} holds {held} files but no metadata.jsonl (what was asked for); `medgen sample` writes it"
         )
-    lines = [line for file in files for line in _metadata_lines(file)]
+    lines = [line for file in files for line in _metadata_lines(file, required)]
     if not lines:
-        raise EvaluationError(f"{files[0]} lists no images: the sampling run wrote nothing")
+        raise EvaluationError(f"{files[0]} lists nothing: the sampling run wrote nothing")
     lines.sort(key=lambda line: (line["case_id"], line.get("trajectory", 0)))
-    paths = [line["_path"] for line in lines]
-    if len(set(paths)) < len(paths):
-        raise EvaluationError(f"{folder}: the same image is listed twice ({next(p for p in paths if paths.count(p) > 1)})")
-    native = check_same_size(paths)
-    metadata = tuple({key: value for key, value in line.items() if key != "_path"} for line in lines)
-    return ImageSet(folder.name, tuple(paths), tuple(line["case_id"] for line in lines), metadata, native)
+    return lines
 
 
-def _metadata_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _metadata_lines(file: Path, required: Sequence[str]) -> Iterator[dict[str, Any]]:
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
             continue
@@ -93,7 +101,7 @@ def _metadata_lines(file: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             raise EvaluationError(f"{file}, line {number} is not JSON: {text[:80]!r}") from None
-        missing = [key for key in ("file_name", "case_id", "prompt") if not isinstance(line, dict) or key not in line]
+        missing = [key for key in required if not isinstance(line, dict) or key not in line]
         if missing:
             raise EvaluationError(f"{file}, line {number} lacks {', '.join(missing)}")
         path = file.parent / str(line["file_name"])

@@ -99,7 +99,7 @@ def read_masked(root: Path, record: EchoRecord) -> tuple[NDArray[np.uint8], NDAr
     """Frames and masks, both uint8 [T,H,W], of a record. Raises `ConfigError` where they do not fit together."""
     frames = load_video(root / record.video, record.fps).frames
     with np.load(root / str(record.annotations), allow_pickle=False) as annotations:
-        masks = annotations["masks"] if "masks" in annotations else None
+        masks = annotations.get("masks")
     if masks is None or masks.shape != frames.shape or masks.max(initial=0) >= len(STRUCTURES):
         found = "no masks" if masks is None else f"masks {list(masks.shape)} with values up to {masks.max(initial=0)}"
         raise ConfigError(

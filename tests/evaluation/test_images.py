@@ -73,9 +73,9 @@ def _listed_twice(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_no_metadata, "holds 3 images but no metadata.jsonl"),
+        (_no_metadata, "holds 3 files but no metadata.jsonl"),
         (_unfinished, "not finished"),
-        (_no_lines, "lists no images"),
+        (_no_lines, "lists nothing"),
         (_broken_line, "line 1 is not JSON"),
         (_no_prompt, "line 1 lacks prompt"),
         (_lost_image, "lists c1_000.png, which is not there"),

@@ -64,7 +64,9 @@ def _chord(cavity: Tensor, middle: Tensor, axis: Tensor) -> Tensor:
     beside = torch.tensor(_LINES, dtype=cavity.dtype, device=cavity.device)
     across = torch.stack([-axis[:, 1], axis[:, 0]], 1)
     points = (
-        middle[:, None, None] + beside[None, :, None, None] * across[:, None, None] + steps[None, None, :, None] * axis[:, None, None]
+        middle[:, None, None]
+        + beside[None, :, None, None] * across[:, None, None]
+        + steps[None, None, :, None] * axis[:, None, None]
     )
     size = points.new_tensor([height, width])
     grid = ((2 * points + 1) / size - 1).flip(-1)  # grid_sample wants x before y

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.signal import find_peaks, savgol_filter
@@ -15,9 +16,11 @@ from medgen.evaluation.statistics import Estimate, Floats, Indices, group_bootst
 from medgen.seeds import stable_seed
 
 SMOOTHING = 0.25  # s: window of the Savitzky-Golay filter; 5 frames at 20 fps
-PROMINENCE = 0.2  # of the curve's range: what a peak must rise to be a beat
+PROMINENCE = 0.15  # of the curve's range: what an ejection must move to be a beat
 ONSET = 0.1  # share of the stroke volume that is out when ejection counts as begun
+PRE_EJECTION = 0.2  # s before the onset within which end-diastole lies, so that a long flat diastole does not blur it
 MARGIN = 0.1  # s: events nearer to a clip's ends cannot be seen from both sides
+EJECTION_MARGIN = 0.2  # s: on the side of the ejection, of which enough must be seen
 PERMUTATIONS = 200
 
 
@@ -56,49 +59,67 @@ def find_beats(volume: Floats, times: Floats) -> Beats:
     curve = smooth_volume(volume, times)
     if np.ptp(curve) <= 1e-9:
         return Beats(empty, empty, empty, empty, empty)
-    tops, bottoms = _peaks(curve), _peaks(-curve)
-    ed, edv = _vertices(curve, times, tops)
-    es, esv = _vertices(curve, times, bottoms)
-    onset = [_onset(curve, times, top, bottoms) for top in tops]
-    return Beats(ed, es, np.array([t for t in onset if t is not None]), edv, esv)
+    bottoms = _peaks(-curve, ejection="before")
+    tops, onsets = [], []
+    for top in _peaks(curve, ejection="after"):
+        onset = _onset(curve, times, top, bottoms)
+        before = np.flatnonzero((times >= onset - PRE_EJECTION) & (times <= onset) & (np.arange(len(times)) > 0))
+        tops.append(int(before[curve[before].argmax()]) if len(before) else int(top))
+        onsets.append(onset)
+    ed, edv = _vertices(curve, volume, times, np.array(tops, dtype=np.intp))
+    es, esv = _vertices(-curve, -volume, times, bottoms)
+    return Beats(ed, es, np.array(onsets), edv, -esv)
 
 
-def _peaks(curve: Floats) -> Indices:
-    """Maxima that stand out by `PROMINENCE` of the range; the clip's ends count as valleys, so a peak beside them is not lost."""
-    padded = np.pad(curve, 1, constant_values=curve.min())
+def _peaks(curve: Floats, ejection: Literal["before", "after"]) -> Indices:
+    """Maxima that stand out by `PROMINENCE` of the range on the side of the ejection, which the clip must show.
+
+    On the other side the clip's end counts as a valley, so a beat beside it is not lost.
+    """
+    ends = (curve.min(), np.inf) if ejection == "after" else (np.inf, curve.min())
+    padded = np.concatenate([ends[:1], curve, ends[1:]])
     found, _ = find_peaks(padded, prominence=PROMINENCE * np.ptp(curve))
     found = found - 1
     return np.asarray(found[(found > 0) & (found < len(curve) - 1)], dtype=np.intp)
 
 
-def _vertices(curve: Floats, times: Floats, at: Indices) -> tuple[Floats, Floats]:
-    """Times and values of the parabolas through each index of `at` and its two neighbours."""
+def _vertices(curve: Floats, volume: Floats, times: Floats, at: Indices) -> tuple[Floats, Floats]:
+    """Times and heights of the maxima near each index of `at`, by the parabola through it and its two neighbours.
+
+    The filter cuts sharp tops and swings through flat ones, single frames are noisy: the height is the mean of the parabola's and of
+    the two largest of the three frames themselves.
+    """
+    if not len(at):
+        return np.empty(0), np.empty(0)
+    at = at.clip(1, len(curve) - 2)
     before, here, after = curve[at - 1], curve[at], curve[at + 1]
     bend = before - 2 * here + after
     offset = np.divide(before - after, 2 * bend, out=np.zeros_like(bend), where=np.abs(bend) > 1e-12).clip(-0.5, 0.5)
-    return times[at] + offset * (times[1] - times[0]), here - 0.25 * (before - after) * offset
+    raw = np.stack([volume[at - 1], volume[at], volume[at + 1]])
+    raw = np.sort(np.where(np.isfinite(raw), raw, here), axis=0)[1:].mean(0)
+    return times[at] + offset * (times[1] - times[0]), (here - 0.25 * (before - after) * offset + raw) / 2
 
 
-def _onset(curve: Floats, times: Floats, top: int, bottoms: Indices) -> float | None:
-    """When the curve has fallen by `ONSET` of the way from `top` to the next minimum; None where the clip ends before it."""
+def _onset(curve: Floats, times: Floats, top: int, bottoms: Indices) -> float:
+    """When the curve has fallen by `ONSET` of the way from `top` to the next minimum (or the clip's end)."""
     later = bottoms[bottoms > top]
-    if not len(later):
-        return None
-    level = curve[top] - ONSET * (curve[top] - curve[later[0]])
-    below = top + int(np.argmax(curve[top : later[0] + 1] < level))
+    end = int(later[0]) if len(later) else len(curve) - 1
+    level = curve[top] - ONSET * (curve[top] - curve[top : end + 1].min())
+    below = top + int(np.argmax(curve[top : end + 1] < level))
     share = (curve[below - 1] - level) / (curve[below - 1] - curve[below])
     return float(times[below - 1] + share * (times[below] - times[below - 1]))
 
 
-def timing_errors(events: Floats, references: Floats, duration: float) -> Floats:
+def timing_errors(events: Floats, references: Floats, duration: float, kind: Literal["ed", "es"]) -> Floats:
     """Signed distance in s from every reference inside the clip to the nearest event (positive: the event comes late).
 
-    A reference whose nearest event is further away than half the way to the next reference is NaN: a missed beat. References
-    within `MARGIN` of the clip's ends (0 and `duration` s) are left out.
+    A reference whose nearest event is further away than half the shortest interval between references is NaN: a missed beat. Those
+    too near to the clip's ends (0 and `duration` s) for their ejection to be seen are left out.
     """
     known = np.sort(references[np.isfinite(references)])
     gap = float(np.min(np.diff(known))) if len(known) > 1 else 1.0
-    inside = known[(known >= MARGIN) & (known <= duration - MARGIN)]
+    before, after = (MARGIN, EJECTION_MARGIN) if kind == "ed" else (EJECTION_MARGIN, MARGIN)
+    inside = known[(known >= before) & (known <= duration - after)]
     if not len(events):
         return np.full(len(inside), np.nan)
     distance = events[None] - inside[:, None]
@@ -116,8 +137,8 @@ class Timing:
 
     median_ms: Estimate  # of the absolute error
     bias_ms: Estimate  # median signed error
-    bias_frames: float
     hits: Estimate
+    frame_ms: float
     missed: float  # share of beats without an event
     clips: int
     chance_hits: Estimate | None
@@ -133,11 +154,12 @@ class Timed:
     duration: float
     frame: float
     group: str
+    kind: Literal["ed", "es"]
 
 
 def timing(clips: Sequence[Timed], seed: int = 0, chance: bool = True) -> Timing | None:
     """`Timing` of all beats of `clips`; None without a beat to compare."""
-    errors = [timing_errors(c.events, c.references, c.duration) for c in clips]
+    errors = [timing_errors(c.events, c.references, c.duration, c.kind) for c in clips]
     if not sum(map(len, errors)):
         return None
     frames = np.array([c.frame for c in clips])
@@ -149,7 +171,7 @@ def timing(clips: Sequence[Timed], seed: int = 0, chance: bool = True) -> Timing
     pooled = np.concatenate(errors)
     by_chance = _chance(clips, seed) if chance and len(clips) > 2 else (None, None)
     missed = float(np.isnan(pooled).mean())
-    return Timing(median, bias, bias.value / 1000 / float(np.median(frames)), hits, missed, len(clips), *by_chance)
+    return Timing(median, bias, hits, 1000 * float(np.median(frames)), missed, len(clips), *by_chance)
 
 
 def _summary(errors: Sequence[Floats], frames: Floats) -> tuple[float, float, float]:
@@ -174,7 +196,7 @@ def _chance(clips: Sequence[Timed], seed: int) -> tuple[Estimate, Estimate]:
         other = np.empty(len(clips), dtype=np.intp)
         other[order] = np.roll(order, 1)  # one cycle: nobody keeps the own ECG
         pairs = zip(clips, other, strict=True)
-        rows.append(_summary([timing_errors(c.events, clips[o].references, c.duration) for c, o in pairs], frames))
+        rows.append(_summary([timing_errors(c.events, clips[o].references, c.duration, c.kind) for c, o in pairs], frames))
     median, _, hits = np.array(rows).T
     return _spread(hits), _spread(median)
 
