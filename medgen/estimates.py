@@ -53,8 +53,13 @@ class Estimate:
 
 def estimate_recipes(configs: Path) -> list[Estimate]:
     """One estimate for every recipe `configs/<task>/<name>.yaml` of a task that can be trained."""
-    paths = sorted(path for path in configs.glob("*/*.yaml") if path.parent.name.replace("_", "-") in TASKS)
-    return [estimate(path.parent.name.replace("_", "-"), path) for path in paths]
+    found = [(_task(path), path) for path in sorted(configs.glob("*/*.yaml"))]
+    return [estimate(task, path) for task, path in found if task in TASKS]
+
+
+def _task(path: Path) -> str:
+    """The second generator of echo clips has its recipes beside those of the first."""
+    return "echo-tokens" if path.stem.endswith("_tokens") else path.parent.name.replace("_", "-")
 
 
 def estimate(task: str, path: Path) -> Estimate:
@@ -112,7 +117,8 @@ def _autoencoder(recipe: Any) -> Example:
     from medgen.models.autoencoder import build_autoencoder
 
     model, size = build_autoencoder(recipe.autoencoder), recipe.data.preprocessing.size
-    return model, lambda: model(torch.zeros(1, 1, size, size), sample=False)[0]
+    frames = getattr(recipe.data, "frames_per_clip", 1)  # an example is a film, or some frames of a clip
+    return model, lambda: model(torch.zeros(frames, 1, size, size), sample=False)[0]
 
 
 def _classifier(recipe: Any) -> Example:
@@ -147,6 +153,84 @@ def _text_to_cxr(recipe: Any) -> Example:
     return model, lambda: model(latents, level, level, context=context, context_mask=mask)
 
 
+def _segmenter(recipe: Any) -> Example:
+    from medgen.models.segmenter import VideoSegmenter
+
+    size, frames = recipe.data.size, recipe.data.frames_per_clip
+    model = VideoSegmenter(image_size=size, **recipe.model.model_dump())
+    return model, lambda: model(torch.zeros(frames, 1, size, size))
+
+
+def _video_tokenizer(recipe: Any) -> Example:
+    from medgen.models.video_tokenizer import build_video_tokenizer
+
+    model, shape = build_video_tokenizer(recipe.tokenizer), recipe.data.preprocessing
+    return model, lambda: model(torch.zeros(1, shape.frames, 1, shape.size, shape.size)).video
+
+
+def _ecg_to_echo(recipe: Any) -> Example:
+    from medgen.models.denoiser import build_denoiser
+    from medgen.models.echo_conditioner import ConditionedDenoiser, build_conditioner
+
+    vae = _settings(recipe.autoencoder.path, "vae", {"latent_channels": 12, "patch_size": 8, "block_out_channels": [0]})
+    shape, channels = recipe.data.preprocessing, vae["latent_channels"]
+    side = shape.size // (vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1))
+    conditioner = build_conditioner(recipe.conditioner, recipe.data.ecg.rate, recipe.denoiser.init_from)
+    denoiser = build_denoiser(recipe.denoiser, channels, conditioner.width, feature_dim=conditioner.feature_dim)
+    latents = torch.zeros(1, shape.frames, channels, side, side)
+    return ConditionedDenoiser(denoiser, conditioner), lambda: _conditioned(recipe, conditioner, denoiser, latents)
+
+
+def _echo_tokens(recipe: Any) -> Example:
+    from medgen.models.echo_conditioner import ConditionedDenoiser, build_conditioner
+    from medgen.models.token_transformer import build_token_transformer
+    from medgen.models.video_tokenizer import VideoTokenizerConfig
+
+    tokenizer = _settings(recipe.tokenizer.path, "tokenizer", VideoTokenizerConfig().model_dump())
+    shape, span, books = recipe.data.preprocessing, tokenizer["frames_per_token"], tokenizer["codes_per_place"]
+    side, count = shape.size // tokenizer["patch_size"], 1 + -(-(shape.frames - 1) // span)
+    conditioner = build_conditioner(recipe.conditioner, recipe.data.ecg.rate, recipe.denoiser.init_from)
+    sizes = {"codebook_size": tokenizer["codebook_size"], "codes_per_place": books}
+    sizes |= {"context_dim": conditioner.width, "feature_dim": conditioner.feature_dim}
+    denoiser = build_token_transformer(recipe.denoiser, recipe.token_dim, **sizes)
+    codes = torch.zeros(1, count, side, side, books, dtype=torch.long)
+    return ConditionedDenoiser(denoiser, conditioner), lambda: _conditioned(recipe, conditioner, denoiser, codes)
+
+
+def _conditioned(recipe: Any, conditioner: Any, denoiser: nn.Module, clip: Tensor) -> Tensor:
+    """One clip with its 12-lead ECG, phase and scalars through conditioner and denoiser; `clip`: latents or codes."""
+    from medgen.models.echo_conditioner import ECG_MARGIN, LEADS, EchoConditions
+
+    seconds = (recipe.data.preprocessing.frames - 1) / recipe.data.preprocessing.fps + 2 * ECG_MARGIN
+    samples, times = round(seconds * recipe.data.ecg.rate), torch.zeros(clip.shape[:2])
+    conditions = EchoConditions(
+        times=times,
+        ecg=torch.zeros(1, LEADS, samples),
+        lead_mask=torch.ones(1, LEADS, dtype=torch.bool),
+        sample_mask=torch.ones(1, samples, dtype=torch.bool),
+        ecg_start=torch.zeros(1),
+        phase=torch.zeros(*times.shape, 4),
+        ejection_fraction=torch.ones(1),
+        view=torch.zeros(1, dtype=torch.long),
+        fps=torch.ones(1),
+    )
+    context, context_times, context_mask, features, feature_mask = conditioner(conditions)
+    named = {"context": context, "context_times": context_times, "context_mask": context_mask}
+    out: Tensor = denoiser(clip, times, times, **named, features=features, feature_mask=feature_mask)
+    return out
+
+
+def _ecg_translation(recipe: Any) -> Example:
+    from medgen.models.denoiser import build_denoiser
+    from medgen.models.signal_autoencoder import SignalAutoencoder
+
+    data = recipe.data
+    width = SignalAutoencoder(list(data.signals), data.frame_samples, data.latent_channels).feature_width
+    model = build_denoiser(recipe.denoiser, data.latent_channels, 1, spatial_dims=1, feature_dim=width)
+    frames, level = torch.zeros(1, data.window_frames, data.latent_channels, 1), torch.zeros(1, data.window_frames)
+    return model, lambda: model(frames, level, level, features=torch.zeros(1, data.window_frames, width))
+
+
 def _settings(path: str, name: str, default: dict[str, Any]) -> dict[str, Any]:
     """The saved configuration of a component where its folder is here already, what recipes usually have otherwise."""
     file = Path(component(path, name)) / "config.json"
@@ -156,6 +240,11 @@ def _settings(path: str, name: str, default: dict[str, Any]) -> dict[str, Any]:
 _EXAMPLES: dict[str, Callable[[Any], Example]] = {
     "autoencoder": _autoencoder,
     "classifier": _classifier,
+    "ecg-to-echo": _ecg_to_echo,
+    "ecg-translation": _ecg_translation,
+    "echo-tokens": _echo_tokens,
+    "segmenter": _segmenter,
     "text-encoder": _text_encoder,
     "text-to-cxr": _text_to_cxr,
+    "video-tokenizer": _video_tokenizer,
 }

@@ -80,3 +80,20 @@ def test_shipped_recipes_can_all_be_estimated() -> None:
     assert {estimate.task for estimate in found} == {"autoencoder", "classifier", "text-encoder", "text-to-cxr"}
     for estimate in found:
         assert estimate.problem is None or "fine-tunes" in estimate.problem, estimate
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("autoencoder", "autoencoder/digital_echo"),
+        ("ecg-to-echo", "ecg_to_echo/digital_echo"),
+        ("ecg-translation", "ecg_translation/missing_leads"),
+        ("echo-tokens", "ecg_to_echo/digital_echo_tokens"),
+        ("segmenter", "segmenter/digital_echo"),
+        ("video-tokenizer", "video_tokenizer/digital_echo"),
+    ],
+)
+def test_every_recipe_of_the_digital_heart_is_estimated_without_data(task: str, recipe: str) -> None:
+    found = estimates.estimate(task, Path(__file__).parents[1] / "configs" / f"{recipe}.yaml")
+    assert found.problem is None
+    assert found.parameters > 10_000 and found.step_flop > 1e8 and found.activation_bytes > 0

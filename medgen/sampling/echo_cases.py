@@ -114,16 +114,18 @@ def find_file(text: str, root: Path | None) -> Path:
     """
     if text in example_ecgs():
         return EXAMPLES / text
-    path = Path(text)
-    if root is not None:
-        path = root / text
-        if Path(text).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
-            raise CaseError(f"{text!r} leads out of {root}; the files of a cases file lie below its folder (or below --root)")
-    if path.suffix == ".dat" and path.with_suffix(".hea").is_file():
+    path = Path(text) if root is None else root / text
+    if path.suffix == ".dat":
         path = path.with_suffix(".hea")
-    if not (path.is_file() or Path(f"{path}.hea").is_file()):
+    elif not path.is_file():
+        path = Path(f"{path}.hea")
+    # A link out of the folder leads out of it too, and a record is two files.
+    parts = (path, path.with_suffix(".dat"))
+    if root is not None and (Path(text).is_absolute() or not all(p.resolve().is_relative_to(root.resolve()) for p in parts)):
+        raise CaseError(f"{text!r} leads out of {root}; the files of a cases file lie below its folder (or below --root)")
+    if not path.is_file():
         hint = f"; shipped examples: {', '.join(example_ecgs())}" if root is None and "/" not in text else ""
-        raise CaseError(f"there is no file {path}{hint}")
+        raise CaseError(f"there is no file {text}{hint}")
     return path
 
 
