@@ -78,7 +78,7 @@ class PreparedECG:
     @property
     def sample_mask(self) -> NDArray[np.bool_]:
         """Which samples [S] were recorded in every usable lead."""
-        return np.isfinite(self.signal).all(0)
+        return np.asarray(np.isfinite(self.signal).all(0))
 
     @property
     def heart_rate(self) -> float:
@@ -198,7 +198,7 @@ def _with_beats(ecg: ECG, quality: dict[str, str], flags: list[str]) -> Prepared
     signal = ecg.signal[order]
     solid = np.nan_to_num(signal)
     peaks = find_r_peaks(solid, ecg.rate)
-    peaks = peaks[np.isfinite(signal).any(0)[peaks]]
+    peaks = peaks[np.isfinite(signal[:, peaks]).any(0)]
     if len(peaks) < 2:
         flags.append(f"{len(peaks)} R peaks found: no heart rate, no phase")
     ends = find_t_ends(solid, ecg.rate, peaks)
