@@ -41,6 +41,7 @@ class TokenTransformer(ModelMixin, ConfigMixin):
         modulation: str = "single",
         time_periods: tuple[float, float] = (0.1, 20.0),
         feature_dim: int = 0,
+        cross_every: int = 1,
     ) -> None:
         super().__init__()
         self.transformer = SequenceTransformer(
@@ -56,6 +57,7 @@ class TokenTransformer(ModelMixin, ConfigMixin):
             modulation=modulation,
             time_periods=time_periods,
             feature_dim=feature_dim,
+            cross_every=cross_every,
         )
         # One table for input and output; unit variance of a token's embedding, logits that start small.
         self.codes = nn.Parameter(torch.randn(codes_per_place, codebook_size + 1, token_dim) * codes_per_place**-0.5)

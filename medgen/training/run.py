@@ -22,6 +22,7 @@ TASKS = {
     "autoencoder": ("medgen.tasks.autoencoder", "AutoencoderRecipe", "AutoencoderTask"),
     "video-tokenizer": ("medgen.tasks.video_tokenizer", "VideoTokenizerRecipe", "VideoTokenizerTask"),
     "ecg-to-echo": ("medgen.tasks.ecg_to_echo", "ECGToEchoRecipe", "ECGToEcho"),
+    "echo-tokens": ("medgen.tasks.echo_tokens", "EchoTokensRecipe", "EchoTokens"),
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
     "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),

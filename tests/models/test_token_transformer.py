@@ -48,7 +48,7 @@ def test_it_learns_codes_that_follow_from_a_frame_feature() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[0] > 2 and losses[-1] < 0.3
 
 

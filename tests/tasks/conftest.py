@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 from transformers import BertConfig
 
-from medgen.data.records import CXRRecord, FindingLabel, write_manifest
+from medgen.data.echo_records import EchoRecord
+from medgen.data.records import CXRRecord, FindingLabel, read_manifest, write_manifest
+from medgen.digital.echo import write_dataset as write_echo
 from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
 from medgen.models.conditioners import TokenBert
 from medgen.tasks.text_encoder import train_tokenizer
@@ -62,6 +65,15 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TokenBert(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of six digital hearts in clips of nine frames of 32 pixels: four to train on, two to validate with."""
+    root = tmp_path_factory.mktemp("hearts")
+    written = read_manifest(write_echo(root, n=6, seed=3, size=SIZE, frames=9, processes=1), record=EchoRecord)
+    records = [replace(record, split="train" if i < 4 else "val") for i, record in enumerate(written.records)]
+    return write_manifest(records, root / "manifest.parquet", name="hearts", source="test")
 
 
 @pytest.fixture
