@@ -34,6 +34,10 @@ from medgen.data.sources import SOURCES
 from medgen.data.sources.base import Annotated, Quarantined, Records, SourceOptions
 
 Buildable: TypeAlias = CXRRecord | EchoRecord | ECGRecord
+SourceName: TypeAlias = Literal[
+    "mimic_cxr_jpg", "rexgradient", "chexpert_csv", "chestmnist", "imagefolder", "dicom_folder",
+    "echonet_dynamic", "camus", "ultrasound_dicom", "mimic_iv_echo", "echoxflow", "mimic_iv_ecg", "ptb_xl",
+]  # fmt: skip
 _NOUNS = {CXRRecord.kind: "images", EchoRecord.kind: "clips", ECGRecord.kind: "ECGs"}
 
 
@@ -56,21 +60,7 @@ class BuildReport:
 
 
 def build(
-    source: Literal[
-        "mimic_cxr_jpg",
-        "rexgradient",
-        "chexpert_csv",
-        "chestmnist",
-        "imagefolder",
-        "dicom_folder",
-        "echonet_dynamic",
-        "camus",
-        "ultrasound_dicom",
-        "mimic_iv_echo",
-        "echoxflow",
-        "mimic_iv_ecg",
-        "ptb_xl",
-    ],
+    source: SourceName,
     root: Path,
     out: Path,
     views: Sequence[View | EchoView] | None = None,
@@ -106,20 +96,16 @@ def build(
     if not root.exists():
         raise BuildError(f"no folder at {root}")
     entry = SOURCES[source]
-    views = tuple(views or entry.views)
-    try:
-        options = SourceOptions(
-            views=views, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, ecg_hours=ecg_hours
-        )
-    except ValidationError as error:
-        raise BuildError("; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())) from None
+    options = _options(
+        views=tuple(views or entry.views), val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, ecg_hours=ecg_hours
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     if entry.unpack is not None:
         root = entry.unpack(root, out.parent)
     prefix = _prefix(root, out.parent, source)
     records, held = _usable(entry.records(root, options), prefix, source, out.parent)
     if not records and not held:
-        raise BuildError(f"{root}: no {source} record of the views {', '.join(views)}")
+        raise BuildError(f"{root}: no {source} record of the views {', '.join(options.views)}")
     perceptual = duplicates == "perceptual" and all(isinstance(record, CXRRecord) for record in records)
     inspections = _inspect(records, out.parent, perceptual, threads)
     held += [Quarantined(r.record_id, i.problem) for r, i in zip(records, inspections, strict=True) if i.problem]
@@ -134,6 +120,13 @@ def build(
     report = BuildReport(out, len(kept), len(copies), dict(Counter(_kind(item.reason) for item in held)))
     _console().print(_table(kept, f"{source}: {len(kept)} records"))
     return report
+
+
+def _options(**values: Any) -> SourceOptions:
+    try:
+        return SourceOptions(**values)
+    except ValidationError as error:
+        raise BuildError("; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())) from None
 
 
 def _usable(found: Records, prefix: str, source: str, home: Path) -> tuple[list[Buildable], list[Quarantined]]:
@@ -230,7 +223,12 @@ def _inspect(records: Sequence[Buildable], home: Path, perceptual: bool, threads
 
 def _kind(reason: str) -> str:
     """A reason without its names, for counting."""
-    missing = {"no image at": "missing image", "missing below": "missing image", "no video at": "missing video"}
+    missing = {
+        "no image at": "missing image",
+        "missing below": "missing image",
+        "no video at": "missing video",
+        "no ECG at": "missing ECG",
+    }
     known = (
         "cannot be decoded",
         "no report",

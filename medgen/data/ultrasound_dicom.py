@@ -126,8 +126,8 @@ def find_sector(frames: NDArray[np.uint8], region: tuple[int, int, int, int] | N
     inside[top:bottom, left:right] = True
     moving = frames.std(axis=0, dtype=np.float32) > _MOVING
     lit = frames.max(axis=0) > _LIT
-    letters = max(3, round(0.02 * max(frames.shape[1:]))) | 1  # strokes of burned-in text are thinner
-    for seen, thin in ((moving, 3), (lit, letters)):
+    trace, letters = (max(3, round(part * max(frames.shape[1:]))) | 1 for part in (0.01, 0.02))  # strokes are thinner
+    for seen, thin in ((moving, trace), (lit, letters)):
         solid = ndimage.binary_opening(ndimage.binary_closing(seen & inside, np.ones((3, 3))), np.ones((thin, thin)))
         parts, count = ndimage.label(solid)
         if count:

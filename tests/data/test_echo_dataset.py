@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from echo_fixture import beats, write_echo_set
+from echo_fixture import beats, pulsing, write_echo_set
+from pydicom.data import get_testdata_file
 
 from medgen.data.clips import VideoPreprocessing, load_clip, resampled
 from medgen.data.ecg import LEADS, ECGPreparation
 from medgen.data.echo_dataset import EchoDataError, EchoDataset
 from medgen.data.echo_records import EchoRecord
-from medgen.data.records import read_manifest
+from medgen.data.records import read_manifest, write_manifest
+from medgen.data.video import write_video
 
 SMALL = VideoPreprocessing(size=32, frames=16, fps=20)
 
@@ -147,3 +149,27 @@ def test_a_broken_video_or_ecg_names_the_record(root: Path, tmp_path: Path) -> N
         data[0]
     with pytest.raises(EchoDataError, match=r"record 'd' of discs: .*ecg/a"):
         data[3]
+
+
+def test_a_real_cine_with_a_real_ecg(tmp_path: Path) -> None:
+    """Pydicom's own echo cine (JPEG, 30 Hz) and 12-lead ECG (DICOM waveform), as two recordings of one patient."""
+    for name in ("examples_ybr_color.dcm", "waveform_ecg.dcm"):
+        source = get_testdata_file(name, download=False)
+        assert source is not None
+        (tmp_path / name).write_bytes(Path(source).read_bytes())
+    record = EchoRecord(
+        "real", "p", "s", "examples_ybr_color.dcm", "A4C", 30.0, 30, "train", ecg="waveform_ecg.dcm", pairing="patient"
+    )
+    manifest = read_manifest(write_manifest([record], tmp_path / "m.jsonl", name="real", source="test"), record=EchoRecord)
+    item = EchoDataset(manifest, SMALL, ECGPreparation(), pairings=("patient",))[0]
+    assert item["video"].shape == (16, 1, 32, 32) and item["video"].std() > 0.1
+    assert item["ecg"].lead_mask.all() and item["ecg"].sample_mask.all() and 0.2 < np.abs(item["ecg"].signal).max() < 5
+    assert torch.isnan(item["phase"]).all(), "other beats than those on the film"
+
+
+def test_a_video_of_one_frame(tmp_path: Path) -> None:
+    path = write_echo_set(tmp_path, a={"frames": 1})
+    write_video(tmp_path / "videos" / "a.avi", pulsing(1, 30), 30)
+    item = EchoDataset(read_manifest(path, record=EchoRecord), SMALL, ECGPreparation())[0]
+    assert item["video"].shape == (1, 1, 32, 32) and item["times"].tolist() == [0.0]
+    assert item["ecg"].signal.shape == (12, 500) and torch.isfinite(item["phase"]).all(), "one second before it, and one after"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medgen.data.echo_records import ECHO_VIEWS
+from medgen.data.echo_records import ECHO_VIEWS, EchoView
 from medgen.data.sources import (
     camus,
     chestmnist,
@@ -20,7 +20,7 @@ from medgen.data.sources import (
 )
 from medgen.data.sources.base import Source
 
-_ECHO = (*ECHO_VIEWS, "UNKNOWN")
+_ECHO: tuple[EchoView, ...] = (*ECHO_VIEWS, "UNKNOWN")
 
 SOURCES: dict[str, Source] = {
     "mimic_cxr_jpg": Source("MIMIC-CXR-JPG 2.x with MIMIC-CXR's report tree", mimic_cxr_jpg.records),
