@@ -16,6 +16,7 @@ from medgen.data.ecg import write_wfdb
 from medgen.data.video import read_video
 from medgen.demo.page import video, volume_chart
 from medgen.demo.session import Session, read_lines
+from medgen.demo.sheet import write_sheet
 from medgen.digital.ecg import simulate_ecg
 from medgen.digital.echo import Echo, record_echo
 from medgen.digital.heart import draw_heart
@@ -65,6 +66,7 @@ def follow_ecg(session: Session) -> dict[str, Any]:
     with session.step("every clip measured by a judge that saw no ECG", "echo/films") as films:
         judge = load_judge(device="cpu")
         clips = [look(films, line, judge) for line in read_lines(films / "metadata.jsonl")]
+        write_sheet(films.parent / "sheet.png", films.parent, [(clip.line, clip.frames, clip.reading) for clip in clips])
     return {"clips": [describe(films, clip) for clip in clips], "control": control(clips)}
 
 
@@ -96,9 +98,10 @@ def write_cases(folder: Path, most: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A clip's metadata line, and what the judge sees in its frames."""
+    """A clip's metadata line, its frames [T,H,W] uint8, and what the judge sees in them."""
 
     line: dict[str, Any]
+    frames: np.ndarray
     reading: Reading
 
     @property
@@ -110,7 +113,7 @@ class Seen:
 def look(films: Path, line: dict[str, Any], judge: VideoSegmenter) -> Seen:
     """Measure one clip."""
     frames, fps = read_video(films / line["frames_file"])
-    return Seen(line, interpret(read_frames(judge, torch.from_numpy(frames) / 255), np.arange(len(frames)) / fps))
+    return Seen(line, frames, interpret(read_frames(judge, torch.from_numpy(frames) / 255), np.arange(len(frames)) / fps))
 
 
 def describe(films: Path, seen: Seen) -> dict[str, Any]:
