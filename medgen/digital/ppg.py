@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from medgen.digital.rhythm import Beat, Rhythm
 from medgen.seeds import stable_seed
@@ -97,7 +98,7 @@ def _wave(since: np.ndarray, vessels: Vessels) -> np.ndarray:
     peak = 2.2 * vessels.rise
     systolic = np.exp(-0.5 * ((since - peak) / np.where(since < peak, vessels.rise, 1.35 * vessels.rise)) ** 2)
     reflected = vessels.reflection * np.exp(-0.5 * ((since - peak - vessels.reflection_delay) / 0.085) ** 2)
-    run_off = 0.3 * np.exp(-np.maximum(since - peak, 0) / vessels.decay) / (1 + np.exp(-(since - peak) / 0.03))
+    run_off = 0.3 * np.exp(-np.maximum(since - peak, 0) / vessels.decay) * expit((since - peak) / 0.03)
     return np.asarray(0.85 * systolic + reflected + run_off)
 
 
