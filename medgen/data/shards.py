@@ -13,6 +13,7 @@ import os
 import shutil
 import tarfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -28,6 +29,7 @@ from medgen.seeds import generator
 from medgen.stopping import STOP
 
 INDEX = "shards.json"
+_SETTINGS = "settings.json"
 _OPEN_SHARDS = 8
 
 
@@ -36,14 +38,22 @@ class ShardError(ValueError):
 
 
 def write_shards(
-    items: Any, folder: Path, *, samples_per_shard: int = 1000, dtype: Literal["float16", "float32"] = "float16"
+    items: Any,
+    folder: Path,
+    *,
+    samples_per_shard: int = 1000,
+    dtype: Literal["float16", "float32"] = "float16",
+    made_with: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a map-style data set (records' images, or a `LatentCache`) as shards below `folder`; continues where it was stopped.
 
-    Tensors of an item become `ID.NAME.npy` (floats as `dtype`), everything else `ID.json`. Returns the index's path.
-    Raises `StopRequested` between shards.
+    Tensors of an item become `ID.NAME.npy` (floats as `dtype`), everything else `ID.json`. `made_with` (hashes of the models whose
+    outputs the items hold) is kept in the index for whoever reads the shards. Returns the index's path.
+    Raises `ShardError` if the folder's shards were begun with other ones, `StopRequested` between shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _begin(folder, {"samples_per_shard": samples_per_shard, "dtype": dtype, "made_with": dict(made_with or {}),
+                    "fingerprint": str(getattr(items, "fingerprint", ""))})  # fmt: skip
     shards = []
     for number, start in enumerate(range(0, len(items), samples_per_shard)):
         path = folder / f"shard-{number:06d}.tar"
@@ -57,9 +67,21 @@ def write_shards(
     content.update(str(getattr(items, "fingerprint", "")).encode())
     index = folder / INDEX
     temporary = folder / f".{INDEX}.tmp"
-    temporary.write_text(json.dumps({"version": 1, "fingerprint": content.hexdigest()[:24], "shards": shards}, indent=1))
+    content.update(json.dumps(dict(made_with or {}), sort_keys=True).encode())
+    facts = {"version": 1, "fingerprint": content.hexdigest()[:24], "made_with": dict(made_with or {}), "shards": shards}
+    temporary.write_text(json.dumps(facts, indent=1))
     temporary.replace(index)
     return index
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Note what the shards of `folder` are made of, before the first; a stopped writer must go on with the same."""
+    path = folder / _SETTINGS
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=1))
+    elif (before := json.loads(path.read_text())) != settings:
+        differing = ", ".join(sorted(key for key in settings if settings[key] != before.get(key)))
+        raise ShardError(f"{folder} holds shards of other data or settings ({differing}): use another folder, or empty this one")
 
 
 def _write_shard(path: Path, members: Path, items: Any, rows: range, dtype: str) -> None:
@@ -106,6 +128,7 @@ class ShardDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self.names = [str(shard["name"]) for shard in index["shards"]]
             self.sizes = [int(shard["samples"]) for shard in index["shards"]]
             self.fingerprint: str = index["fingerprint"]
+            self.made_with: dict[str, str] = dict(index.get("made_with", {}))
         except FileNotFoundError:
             raise ShardError(f"no {INDEX} at {self.root}: its shards are not complete, or it is not a folder of shards") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from medgen.config import Config, ConfigError
+from medgen.config import Config, ConfigError, load_config
 from medgen.data.dataset import CXRDataset
-from medgen.data.latent_cache import LatentCache, TokenCache, cache_key, module_hash
+from medgen.data.latent_cache import LatentCache, TokenCache, cache_key, module_hash, pad_tokens
+from medgen.data.shards import ShardDataset, write_shards
 from medgen.diffusion.frames import FrameBatch
 from medgen.diffusion.objectives import Objective, ObjectiveConfig, denoising_loss
 from medgen.models.adopted import DenoiserWithText
@@ -31,6 +33,8 @@ from medgen.pipelines.text_to_cxr import TextToCXRPipeline
 from medgen.seeds import generator as seeded
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.cxr_data import CachedFilms, CXRData
+
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
 class FrozenAutoencoder(Config):
@@ -46,6 +50,15 @@ class SamplingDefaults(Config):
     guidance_scale: float = Field(3.0, ge=0)
 
 
+class Shards(Config):
+    """Latents, prompts and tokens that `medgen data shards` wrote, for sets larger than a disk."""
+
+    path: str = Field(..., description="folder, or any fsspec address (s3://, gs://, https://): it holds train/ and val/")
+    cache: Path | None = Field(None, description="local folder for shards of an address elsewhere")
+    cache_gb: float = Field(100.0, gt=0, description="size of that folder; the least recently used shards go")
+    mix: int = Field(4, ge=1, description="shards that are shuffled together")
+
+
 class TextToCXRRecipe(Config):
     """configs/text_to_cxr/*.yaml"""
 
@@ -56,6 +69,7 @@ class TextToCXRRecipe(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of examples without their report, for guidance")
     cache: Path | None = Field(None, description="folder of cached latents and tokens; without it every step encodes anew")
+    shards: Shards | None = Field(None, description="read from here instead of `cache`; data.manifest is then not opened")
     sampling: SamplingDefaults = SamplingDefaults()
     preview_prompts: tuple[str, ...] = ("No acute cardiopulmonary abnormality.", "Large left pleural effusion.")
     export_dtype: Literal["float32", "float16"] = "float16"
@@ -88,7 +102,9 @@ class TextToCXR:
         return {"model": DenoiserWithText(denoiser, self.conditioner.encoder)}
 
     def dataset(self, split: Literal["train", "val"]) -> Any:
-        """Latent moments and prompts from the cache, or images and prompts."""
+        """Latent moments and prompts from shards or the cache, or images and prompts."""
+        if self.recipe.shards is not None:
+            return self._shards(self.recipe.shards, split)
         limit = self.recipe.text_encoder.max_tokens
         data = self.recipe.data.model_copy(update={"prompts": self.recipe.data.prompts.model_copy(update={"max_tokens": limit})})
         films = data.dataset(split, count_tokens=self.conditioner.count_tokens)
@@ -108,7 +124,9 @@ class TextToCXR:
             batch |= {name: torch.stack([item[name] for item in items]) for name in ("mean", "std")}
         else:
             batch["images"] = torch.stack([item["image"] for item in items])
-        if self._tokens is not None:
+        if "tokens" in items[0]:
+            batch["tokens"], batch["mask"] = pad_tokens([item["tokens"] for item in items])
+        elif self._tokens is not None:
             batch["tokens"], batch["mask"] = self._tokens.batch(prompts)
         else:
             batch["token_ids"], batch["mask"] = self.conditioner.tokenize(prompts)
@@ -191,6 +209,35 @@ class TextToCXR:
         root = self.recipe.cache / "latents"
         return LatentCache.build(root, films, lambda images: encode_moments(vae, images), key, ids=ids, device=device)
 
+    def write_shards(self, folder: Path, samples_per_shard: int = 1000) -> None:
+        """Write what this recipe's `cache` holds as shards `folder`/train and `folder`/val; continues where it was stopped.
+
+        Raises `ConfigError` if the recipe has no cache to write.
+        """
+        if self.recipe.cache is None:
+            raise ConfigError("cache: shards hold cached latents and tokens, so name the folder to keep them in")
+        for split in SPLITS:
+            films = self.dataset(split)
+            items = _WithTokens(films, self._tokens) if self._tokens is not None and len(films) else films
+            write_shards(items, folder / split, samples_per_shard=samples_per_shard, made_with=self._made_with)
+
+    def _shards(self, shards: Shards, split: Literal["train", "val"]) -> ShardDataset:
+        data = ShardDataset(f"{shards.path.rstrip('/')}/{split}", shards.cache, shards.cache_gb, shards.mix)
+        if wrong := [name for name, mark in self._made_with.items() if data.made_with.get(name) != mark]:
+            raise ConfigError(
+                f"shards.path: {shards.path} was written with another {' and another '.join(wrong)} than this recipe's: take those "
+                "back, or write the shards again with `medgen data shards`"
+            )
+        return data
+
+    @cached_property
+    def _made_with(self) -> dict[str, str]:
+        """What cached items depend on besides the records."""
+        marks = {"autoencoder": module_hash(self.vae), "preprocessing": self.recipe.data.preprocessing.model_dump_json()}
+        if self.recipe.text_encoder.trained:
+            return marks
+        return {**marks, "text encoder": cache_key(module_hash(self.conditioner.encoder), self._vocabulary)}
+
     @cached_property
     def _vocabulary(self) -> str:
         """What decides the tokens of a prompt besides the encoder."""
@@ -208,6 +255,35 @@ class TextToCXR:
             temporary.replace(path)
         prompts: list[str] = json.loads(path.read_text())
         return prompts
+
+
+class _WithTokens(Dataset[dict[str, Any]]):
+    """The items of `films` with the "tokens" [n,D] of their prompts."""
+
+    def __init__(self, films: CachedFilms, tokens: TokenCache) -> None:
+        self.films, self.tokens, self.fingerprint = films, tokens, films.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.films[index]
+        return {**item, "tokens": self.tokens[item["prompt"]]}
+
+
+def write_training_shards(config: Path, out: Path, samples_per_shard: int = 1000) -> Path:
+    """Encode what a text-to-CXR recipe trains on, and write it as WebDataset shards, for a bucket or a cluster's shared disk.
+
+    Then set `shards.path` in the recipe to `out`, or to where it was copied. The same command again continues.
+
+    Args:
+        config: a text-to-CXR recipe that names a `cache`.
+        out: folder to write train/ and val/ into.
+        samples_per_shard: films per shard; every training process needs at least one shard.
+    """
+    recipe = load_config(TextToCXRRecipe, config).model_copy(update={"shards": None})
+    TextToCXR(recipe).write_shards(out, samples_per_shard)
+    return out
 
 
 def _denoiser(model: nn.Module) -> SequenceTransformer:

@@ -90,6 +90,8 @@ def test_a_stopped_writer_continues(tmp_path: Path) -> None:
     write_shards(Latents(), tmp_path, samples_per_shard=4)
     assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == first
     assert ShardDataset(tmp_path)[22]["id"] == "film.22"
+    with pytest.raises(ShardError, match=r"other data or settings \(samples_per_shard\)"):
+        write_shards(Latents(), tmp_path, samples_per_shard=5)
 
 
 def test_remote_shards_come_through_a_bounded_cache(shards: Path, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from medgen.config import ConfigError
+from medgen.config import ConfigError, save_config
 from medgen.diffusion.frames import FrameBatch
+from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
 from medgen.pipelines.text_to_cxr import TextToCXRPipeline
 from medgen.tasks.base import Task
-from medgen.tasks.text_to_cxr import TextToCXR, TextToCXRRecipe
+from medgen.tasks.text_to_cxr import TextToCXR, TextToCXRRecipe, write_training_shards
 from medgen.training.loop import train
 
 
@@ -48,6 +50,48 @@ def test_the_cache_gives_what_encoding_gives(recipe: dict[str, Any], tmp_path: P
     assert torch.equal(cached.context_mask, direct.context_mask)
     kept = direct.context_mask[..., None]
     torch.testing.assert_close(cached.context * kept, direct.context * kept, atol=5e-3, rtol=0)
+
+
+@pytest.fixture
+def sharded(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The recipe, and its films in shards of five."""
+    values = TextToCXRRecipe.model_validate(recipe | {"cache": tmp_path / "cache"})
+    save_config(values, tmp_path / "recipe.yaml")
+    write_training_shards(tmp_path / "recipe.yaml", tmp_path / "shards", samples_per_shard=5)
+    return recipe | {"shards": {"path": str(tmp_path / "shards"), "mix": 2}}
+
+
+def test_shards_give_what_the_cache_gives_and_need_no_films(
+    recipe: dict[str, Any], sharded: dict[str, Any], tmp_path: Path
+) -> None:
+    cached = a_batch(TextToCXR(TextToCXRRecipe.model_validate(recipe | {"cache": tmp_path / "cache"})))
+    elsewhere = sharded | {"data": recipe["data"] | {"manifest": tmp_path / "not" / "here.parquet"}}
+    streamed = a_batch(TextToCXR(TextToCXRRecipe.model_validate(elsewhere)))
+    assert streamed["ids"] == cached["ids"]
+    assert all(torch.equal(streamed[name], cached[name]) for name in ("mean", "std", "tokens", "mask"))
+
+
+def test_a_run_on_shards_resumes_to_the_same_weights(sharded: dict[str, Any], tmp_path: Path) -> None:
+    def weights(name: str, *stops: int | None) -> dict[str, torch.Tensor]:
+        settings = sharded["train"] | {"out": tmp_path / name, "steps": 7, "checkpoint_every": 100}
+        for stop in stops:  # 16 films in batches of 4: step 3 is inside the first epoch, step 6 inside the second
+            parsed = TextToCXRRecipe.model_validate(sharded | {"train": settings | {"stop_at": stop}})
+            folder = train(TextToCXR(parsed), parsed.train, parsed).folder
+        return load_file(folder / "checkpoints" / "step-00000007" / "model" / "model.safetensors")
+
+    whole, resumed = weights("whole", None), weights("resumed", 3, 6, None)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_shards_of_another_autoencoder_are_refused(sharded: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    shape = AutoencoderConfig(
+        patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, mid_block_attention=False, sample_size=32
+    )
+    build_autoencoder(shape).save_pretrained(tmp_path / "other")
+    task = TextToCXR(TextToCXRRecipe.model_validate(sharded | {"autoencoder": {"path": str(tmp_path / "other")}}))
+    with pytest.raises(ConfigError, match=r"shards.path: .* was written with another autoencoder than"):
+        task.dataset("train")
 
 
 def test_captions_are_dropped_whole(recipe: dict[str, Any]) -> None:
