@@ -34,6 +34,7 @@ RARITY = 4.0  # weight of a cell that holds a finding
 class ClassifierModel(Config):
     """Shape of the network; see `FindingClassifier`."""
 
+    init_from: str | None = Field(None, description="folder of a trained classifier to go on from, whose shape then counts")
     channels: tuple[int, ...] = (32, 64, 64)
     stem_stride: int = Field(4, gt=0, description="pixels of the first convolution's step")
     layers_per_block: int = Field(1, gt=0)
@@ -47,6 +48,7 @@ class JudgeAugmentation(Config):
     Applied to whole batches: film by film (as `medgen.data.dataset.Augmentation`) they would take longer than the training step.
     """
 
+    rotation: float = Field(5.0, ge=0, le=30, description="largest turn, degrees")
     shift: float = Field(0.05, ge=0, le=0.5, description="largest shift, as a share of the image")
     scale: float = Field(0.05, ge=0, lt=1, description="largest change of size, as a share")
     contrast: float = Field(0.15, ge=0, lt=1, description="largest change of contrast, as a share")
@@ -120,7 +122,17 @@ class ClassifierTask:
         self.weights = positive_weights(train.records, recipe.positive_weight)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"model": FindingClassifier(image_size=self.recipe.data.preprocessing.size, **self.recipe.model.model_dump())}
+        shape, size = self.recipe.model, self.recipe.data.preprocessing.size
+        if shape.init_from is None:
+            return {"model": FindingClassifier(image_size=size, **shape.model_dump(exclude={"init_from"}))}
+        model = FindingClassifier.from_pretrained(shape.init_from, dtype=torch.float32, use_safetensors=True)
+        assert isinstance(model, FindingClassifier)
+        if model.outputs != OUTPUTS or model.config["image_size"] != size:
+            raise ConfigError(
+                f"model.init_from: {shape.init_from} was trained for {len(model.outputs)} outputs at {model.config['image_size']} "
+                f"pixels, this recipe has {len(OUTPUTS)} at {size}"
+            )
+        return {"model": model}
 
     def dataset(self, split: Literal["train", "val"]) -> Any:
         manifest = split_of(self.recipe.data, split)
@@ -207,14 +219,16 @@ def place_loss(seen: Tensor, places: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, places: Tensor, config: JudgeAugmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`images` [B,1,H,W] in [-1,1] shifted, scaled, brightened and blurred with noise, each by its own draw; `places` move along."""
+    """`images` [B,1,H,W] in [-1,1] turned, shifted, scaled, brightened and noised, each by its own draw; `places` move along."""
     count, device = images.shape[0], images.device
 
     def draw(largest: float) -> Tensor:
         return (torch.rand(count, generator=generator, device=device) * 2 - 1) * largest
 
     theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 + draw(config.scale)
+    angle, size = torch.deg2rad(draw(config.rotation)), 1 + draw(config.scale)
+    theta[:, 0, 0] = theta[:, 1, 1] = size * angle.cos()
+    theta[:, 1, 0], theta[:, 0, 1] = size * angle.sin(), -size * angle.sin()
     theta[:, 0, 2], theta[:, 1, 2] = draw(2 * config.shift), draw(2 * config.shift)
 
     def move(values: Tensor) -> Tensor:  # what moves in from outside is black, and holds no finding

@@ -80,6 +80,19 @@ def test_it_learns_which_side_a_disc_is_on(tmp_path):
     assert "nodule_left" in (export / "README.md").read_text()
 
 
+def test_it_goes_on_from_a_trained_one(tmp_path):
+    write_discs(tmp_path, {"train": 24, "val": 6})
+    first = recipe(tmp_path, train={**recipe(tmp_path).train.model_dump(), "steps": 2})
+    train(ClassifierTask(first), first.train, first)
+    export = str(tmp_path / "run" / "export")
+    model = ClassifierTask(recipe(tmp_path, model={"init_from": export})).modules()["model"]
+    trained = FindingClassifier.from_pretrained(export, dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+    other = recipe(tmp_path, model={"init_from": export}, data={"manifest": first.data.manifest, "preprocessing": {"size": 64}})
+    with pytest.raises(ConfigError, match=r"model.init_from: .* at 32 pixels, this recipe has .* at 64"):
+        ClassifierTask(other).modules()
+
+
 def test_the_batch_carries_masks_and_uncertain_findings_no_gradient(tmp_path):
     manifest = write_discs(tmp_path, {"train": 3})
     assert manifest.is_file()
@@ -106,7 +119,7 @@ def test_augmentation_is_mild_seeded_and_never_a_mirror():
     right_half = changed[..., SIZE // 2 :].mean((1, 2, 3))
     assert (right_half > changed[..., : SIZE // 2].mean((1, 2, 3))).all()
     assert ((moved > 0.5) == (changed > 0)).float().mean() > 0.97  # the mask moves with the film
-    off = JudgeAugmentation(shift=0, scale=0, contrast=0, brightness=0, noise=0)
+    off = JudgeAugmentation(rotation=0, shift=0, scale=0, contrast=0, brightness=0, noise=0)
     torch.testing.assert_close(augment(film, places, off, torch.Generator())[0], film)
     unknown = torch.full_like(places, -1.0)
     assert torch.equal(augment(film, unknown, config, torch.Generator())[1], unknown)
