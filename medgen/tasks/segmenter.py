@@ -171,7 +171,9 @@ class SegmenterTask:
             raise ConfigError(f"{self.recipe.data.manifest} has no 'val' split: the judge's Dice needs one")
         scores = self._scores(model, validation)
         patients = f"{self.manifest.name} ({self.manifest.sha256[:12]})"
-        shipped = VideoSegmenter.from_config({**model.config, "patients": patients})
+        # Without diffusers' private keys: `from_config` would put fields back that were left at their defaults before.
+        fields = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        shipped = VideoSegmenter.from_config({**fields, "patients": patients})
         shipped.load_state_dict(model.state_dict())
         nn.Module.half(shipped)  # diffusers' own `half` warns about modules to keep in float32, of which there are none
         shipped.save_pretrained(folder)

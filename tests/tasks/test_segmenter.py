@@ -40,7 +40,9 @@ def write_pulses(root: Path, per_split: dict[str, int]) -> Path:
             frames, masks = pulse(1000 * len(split) + i)
             write_video(root / f"{name}.avi", frames, 20.0)
             np.savez(root / f"{name}.npz", masks=masks)
-            records.append(EchoRecord(name, name, name, f"{name}.avi", "A4C", 20.0, len(frames), split, annotations=f"{name}.npz"))
+            records.append(
+                EchoRecord(name, name, name, f"{name}.avi", "A4C", 20.0, len(frames), split, annotations=f"{name}.npz")
+            )
     return write_manifest(records, root / "manifest.parquet", name="pulses", source="test")
 
 
@@ -65,6 +67,7 @@ def test_it_learns_to_measure_how_an_ellipse_shrinks(tmp_path):
     scores = json.loads((export / "validation.json").read_text())["dice"]
     assert min(scores.values()) > 0.85, scores
     assert "pulses" in (export / "README.md").read_text()
+    assert json.loads((export / "config.json").read_text())["patients"].startswith("pulses (")
     frames, masks = pulse(77)
     volume = volume_curve(load_judge(export, "cpu"), frames / 255, np.arange(len(frames)) / 20)
     area = (masks == 1).sum((1, 2))

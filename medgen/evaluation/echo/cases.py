@@ -184,13 +184,14 @@ class _Writer:
     def _ecg(self, held: _Held) -> str:
         """WFDB records are copied with their signal files, another kind of file as it is."""
         source = held.root / str(held.record.ecg)
-        files = [source] if source.is_file() and source.suffix != ".hea" else sorted(source.parent.glob(f"{source.stem}.*"))
+        wfdb = source.suffix in (".hea", ".dat") or not source.is_file()
+        stem = source.with_suffix("") if source.suffix in (".hea", ".dat") else source
         folder = self.folder / "ecg"
         folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
+        for file in sorted(stem.parent.glob(f"{stem.name}.*")) if wfdb else [source]:
             if not (folder / file.name).is_file():
                 shutil.copyfile(file, folder / file.name)
-        return f"ecg/{source.name if source.is_file() else f'{source.name}.hea'}"
+        return f"ecg/{stem.name}.hea" if wfdb else f"ecg/{source.name}"
 
 
 def _near(events: Floats, seconds: float) -> list[float | None]:

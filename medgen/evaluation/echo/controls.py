@@ -119,7 +119,8 @@ class Intervals:
 
 def intervals(clips: Sequence[Clip], seed: int = 0) -> Intervals | None:
     """Of irregular rhythms (atrial fibrillation, premature beats); None without a pair of intervals."""
-    pairs = [interval_pairs(clip.reading.beats, clip.r_peaks) for clip in clips]
+    shown = [_shown(clip) for clip in clips]
+    pairs = [interval_pairs(clip.reading.beats, r_peaks) for clip, r_peaks in zip(clips, shown, strict=True)]
     flat = [(rr, seen, clip.group) for clip, found in zip(clips, pairs, strict=True) for rr, seen in found]
     if len(flat) < 3:
         return None
@@ -127,7 +128,7 @@ def intervals(clips: Sequence[Clip], seed: int = 0) -> Intervals | None:
     centred = [np.array(found) - np.mean(found, axis=0) for found in pairs if len(found) > 1]
     stacked = np.concatenate(centred) if centred else np.zeros((0, 2))
     within = float(np.corrcoef(stacked.T)[0, 1]) if len(stacked) > 2 and (stacked.std(0) > 1e-9).all() else float("nan")
-    asked = sum(_shown_intervals(clip) for clip in clips)
+    asked = sum(max(len(r_peaks) - 1, 0) for r_peaks in shown)
     return Intervals(
         agreement(rr, seen, groups, seed),
         within,
@@ -138,10 +139,9 @@ def intervals(clips: Sequence[Clip], seed: int = 0) -> Intervals | None:
     )
 
 
-def _shown_intervals(clip: Clip) -> int:
-    """RR intervals whose both ejections the clip shows."""
-    inside = (clip.r_peaks >= MARGIN) & (clip.r_peaks <= clip.reading.duration - EJECTION_MARGIN)
-    return max(int(inside.sum()) - 1, 0)
+def _shown(clip: Clip) -> Floats:
+    """R peaks whose ejection the clip shows."""
+    return clip.r_peaks[(clip.r_peaks >= 0) & (clip.r_peaks <= clip.reading.duration - EJECTION_MARGIN)]
 
 
 @dataclass(frozen=True)

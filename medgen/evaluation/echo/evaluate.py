@@ -33,12 +33,16 @@ JUDGED = ("population", "shift", "shuffle", "ef", "heart_rate", "one", "diversit
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured alike on generated and on real clips. Heart rates in bpm (regular rhythms), EF in percent."""
+    """What is measured alike on generated and on real clips. Heart rates in bpm and EF in percent are those of regular rhythms.
+
+    With premature beats or fibrillation every beat has an EF of its own, and a short clip does not show their mean: `any_rhythm`.
+    """
 
     heart_rate: Agreement | None
     period: Agreement | None  # the same by autocorrelation, without finding beats
     phase: Phase
     ejection_fraction: Agreement | None
+    any_rhythm: Agreement | None
     intervals: Intervals | None
 
 
@@ -149,7 +153,7 @@ def evaluate(
         "frames": distances[1],
         "flicker": temporal.flicker(population, real, seed),
         "seams": temporal.seams(clips, _seams_of(window), seed),
-        "drift": temporal.drift(clips, 2 * min(len(c.reading.times) for c in clips), seed),
+        "drift": temporal.drift(_of(clips, "joined") or clips, 2 * min(len(c.reading.times) for c in clips), seed),
         "diversity": temporal.diversity(clips, real, seed),
         "cost": _cost(population),
     }
@@ -176,9 +180,15 @@ def _side(following: Sequence[Clip], clips: Sequence[Clip], seed: int) -> Side:
         agreement(wanted, [c.reading.rate for c in regular], groups, seed),
         agreement(wanted, [c.reading.period_rate for c in regular], groups, seed),
         controls.phase(following, seed=seed),
-        _fraction([c for c in following if c.purpose != "shuffle"], seed),
+        _fraction(asked_own(regular), seed),
+        _fraction(asked_own(following), seed),
         controls.intervals(uneven, seed),
     )
+
+
+def asked_own(clips: Sequence[Clip]) -> list[Clip]:
+    """Those whose EF was asked together with an ECG that may go with it: not of another patient's rhythm."""
+    return [clip for clip in clips if clip.purpose != "shuffle"]
 
 
 def _nominal(clip: Clip) -> float:
@@ -237,7 +247,7 @@ def _cost(clips: Sequence[Clip]) -> Cost:
 def _evaluations(guidance: Any) -> int:
     """Predictions per step: one, and one more for every condition that is guided on its own."""
     scales = list(guidance.values()) if isinstance(guidance, dict) else [guidance]
-    return 1 + sum(scale not in (None, 0, 1, 1.0) for scale in scales)
+    return 1 + sum(scale not in (None, 1, 1.0) for scale in scales)
 
 
 def _warnings(clips: Sequence[Clip], parts: dict[str, Any]) -> tuple[str, ...]:

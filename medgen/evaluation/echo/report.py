@@ -16,7 +16,7 @@ from PIL import Image
 from medgen.data.images import to_square
 from medgen.data.video import load_video
 from medgen.evaluation.echo import plots
-from medgen.evaluation.echo.evaluate import JUDGED, Evaluation
+from medgen.evaluation.echo.evaluate import JUDGED, Evaluation, asked_own
 from medgen.evaluation.echo.heart_rate import ecg_rate
 from medgen.evaluation.echo.phase import timing_errors
 from medgen.evaluation.echo.videos import Clip
@@ -57,7 +57,7 @@ def _plots(evaluation: Evaluation, clips: Sequence[Clip], real: Sequence[Clip], 
         )
         drawn["rates"] = plots.agreement_plot(wanted, seen, rate, "bpm", ("ECG", "video"))
     if (fraction := evaluation.generated.ejection_fraction) is not None:
-        asked = [c for c in following if c.purpose != "shuffle"]
+        asked = [c for c in asked_own(following) if c.regular]
         wanted, seen = (np.array(v) for v in zip(*((c.asked_ef, c.reading.ejection_fraction) for c in asked), strict=True))
         drawn["fractions"] = plots.agreement_plot(wanted, seen, fraction, "%", ("EF asked", "EF measured"))
     if evaluation.shift is not None and evaluation.shift.points:

@@ -50,7 +50,9 @@ def test_what_is_held_is_held(lines):
         assert len({m["record_id"] for m in members}) == 1
         if name.startswith("one"):
             assert len({m["first_frame"] for m in members}) == 1
-            assert Counter(m["variant"] for m in members) == Counter(["base", "heart_rate", "ejection_fraction", "ecg_shift", "seed"])
+            assert Counter(m["variant"] for m in members) == Counter(
+                ["base", "heart_rate", "ejection_fraction", "ecg_shift", "seed"]
+            )
 
 
 def test_a_shift_moves_the_beats_of_the_video_and_the_second_read_from_the_ecg(lines, reference):
