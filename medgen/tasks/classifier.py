@@ -174,7 +174,9 @@ class ClassifierTask:
         results = [_output_result(*columns) for columns in zip(scores.T, targets.T, mask.T, strict=True)]
         thresholds = [result["threshold"] for result in results]
         patients = f"{self.manifest_name} ({self.manifest_hash[:12]})"
-        shipped = FindingClassifier.from_config({**model.config, "thresholds": thresholds, "patients": patients})
+        # diffusers' own notes go: one would put the defaults back in place of what is set here, one names this machine's folders
+        shape = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        shipped = FindingClassifier.from_config({**shape, "thresholds": thresholds, "patients": patients})
         shipped.load_state_dict(model.state_dict())
         nn.Module.half(shipped)  # diffusers' own `half` warns about modules to keep in float32, of which there are none
         shipped.save_pretrained(folder)

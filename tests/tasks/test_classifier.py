@@ -71,7 +71,9 @@ def test_it_learns_which_side_a_disc_is_on(tmp_path):
     for output in ("nodule", "nodule_left", "nodule_right"):
         assert results[output]["auroc"] > 0.95, (output, results[output])
     assert results["edema"]["auroc"] is None  # no film shows it: said, not invented
-    judge = FindingClassifier.from_pretrained(export, torch_dtype=torch.float32).eval()
+    judge = FindingClassifier.from_pretrained(export, dtype=torch.float32).eval()
+    assert judge.thresholds[OUTPUTS.index("nodule")].item() == pytest.approx(results["nodule"]["threshold"])
+    assert judge.config["patients"].startswith("discs")
     film = torch.from_numpy(disc(15, 24, seed=999)).float()[None, None] / 127.5 - 1
     left, right = (judge.outputs.index(f"nodule_{side}") for side in ("left", "right"))
     scores, mirrored = judge(film)[0].detach(), judge(film.flip(-1))[0].detach()
