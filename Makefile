@@ -27,13 +27,13 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## create .venv with the tested versions
 
-demo: $(READY)  ## sample, fine-tune, resume, evaluate; ends with the path of one HTML page
+demo: $(READY)  ## films, training, resume, hearts from ECGs, measured; ends with the path of one HTML page
 	@$(ENV) $(BIN)/medgen demo --out $(OUT)
 
 test: lint  ## every check: ruff, mypy, import-linter, pytest
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
-# The shipped weights, from nothing: two to three hours on two cores. Interrupted, the same command continues.
+# The shipped weights, from nothing: five to six hours on two cores. Interrupted, the same command continues.
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained
 	$(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
 	$(BIN)/medgen digital chest --n 3000 --seed 7001 --out data/digital_chest_judge
@@ -44,8 +44,17 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	mkdir -p medgen/pretrained
 	cp -rT runs/text_to_cxr/digital_chest/export medgen/pretrained/digital_chest
 	cp -rT runs/classifier/digital_chest/export medgen/pretrained/digital_chest_judge
+	$(BIN)/medgen digital echo --n 1800 --seed 0 --out data/digital_echo
+	$(BIN)/medgen digital echo --n 600 --seed 7002 --out data/digital_echo_judge
+	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_echo.yaml
+	$(BIN)/medgen train ecg-to-echo --config configs/ecg_to_echo/digital_echo.yaml
+	$(BIN)/medgen train segmenter --config configs/segmenter/digital_echo.yaml
+	$(BIN)/medgen train video-tokenizer --config configs/video_tokenizer/digital_echo.yaml
+	$(BIN)/medgen train echo-tokens --config configs/ecg_to_echo/digital_echo_tokens.yaml
+	cp -rT runs/ecg_to_echo/digital_echo/export medgen/pretrained/digital_echo
+	cp -rT runs/segmenter/digital_echo/export medgen/pretrained/digital_echo_judge
 
-# Every figure of the README, from the shipped weights: about a quarter of an hour on two cores.
+# Every figure of the README, from the shipped weights: about half an hour on two cores.
 FIGURES := out/figures
 figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -f data/digital_chest/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
@@ -55,6 +64,11 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	  --train data/digital_chest/manifest.parquet --out $(FIGURES)/text_to_cxr
 	$(BIN)/medgen evaluate autoencoder --autoencoder medgen/pretrained/digital_chest/vae \
 	  --reference data/digital_chest/manifest.parquet --out $(FIGURES)/autoencoder
+	test -f data/digital_echo/manifest.parquet || $(BIN)/medgen digital echo --n 1800 --seed 0 --out data/digital_echo
+	$(BIN)/medgen evaluate echo-cases --reference data/digital_echo/manifest.parquet --out $(FIGURES)/echo_cases/cases.jsonl
+	$(BIN)/medgen sample ecg-to-echo --pipeline digital_echo --cases $(FIGURES)/echo_cases/cases.jsonl --out $(FIGURES)/clips
+	$(BIN)/medgen evaluate ecg-to-echo --generated $(FIGURES)/clips --reference data/digital_echo/manifest.parquet --out $(FIGURES)/ecg_to_echo
+	$(BIN)/medgen bench generators --out $(FIGURES)/bench_generators.json
 	$(BIN)/medgen bench train --out $(FIGURES)/bench_train.json
 	$(BIN)/medgen bench load --out $(FIGURES)/bench_load.json
 	$(BIN)/medgen bench sample --out $(FIGURES)/bench_sample.json

@@ -199,9 +199,10 @@ def _echo_tokens(recipe: Any) -> Example:
 
 def _conditioned(recipe: Any, conditioner: Any, denoiser: nn.Module, clip: Tensor) -> Tensor:
     """One clip with its 12-lead ECG, phase and scalars through conditioner and denoiser; `clip`: latents or codes."""
-    from medgen.models.echo_conditioner import ECG_MARGIN, LEADS, EchoConditions
+    from medgen.data.ecg_window import MARGIN_SECONDS
+    from medgen.models.echo_conditioner import LEADS, EchoConditions
 
-    seconds = (recipe.data.preprocessing.frames - 1) / recipe.data.preprocessing.fps + 2 * ECG_MARGIN
+    seconds = (recipe.data.preprocessing.frames - 1) / recipe.data.preprocessing.fps + 2 * MARGIN_SECONDS
     samples, times = round(seconds * recipe.data.ecg.rate), torch.zeros(clip.shape[:2])
     conditions = EchoConditions(
         times=times,

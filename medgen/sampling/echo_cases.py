@@ -17,16 +17,15 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from medgen.data.clips import VideoPreprocessing
-from medgen.data.ecg import ECG, ECGError, ECGPreparation, PreparedECG, cut, prepare_ecg, read_ecg
-from medgen.data.echo_dataset import shifted
+from medgen.data.ecg import ECG, ECGError, ECGPreparation, PreparedECG, read_ecg
 from medgen.data.echo_records import ECHO_VIEWS
 from medgen.data.images import to_square
 from medgen.data.video import VideoError, load_video
+from medgen.pipelines.echo_inputs import heard
 from medgen.sampling.cases import Case, CaseError, Conditions, Text
 from medgen.sampling.echo_pictures import Strip
 
 EXAMPLES = Path(__file__).resolve().parent / "example_ecgs"
-_AROUND = 10.0  # s of signal read on each side of a clip: what filters and beat detection look at
 _REPORTED = 2.0  # s on each side of a clip whose beats the metadata list
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
@@ -81,8 +80,8 @@ class Inputs:
     sha256: dict[str, str] = field(default_factory=dict)
 
     def read_ecg(self) -> ECG | None:
-        """The signal around the clip, on the recording's own clock."""
-        return None if self.ecg is None else _around(read_ecg(self.ecg), self.ecg_start, self.clip)
+        """The whole recording, on its own clock."""
+        return None if self.ecg is None else read_ecg(self.ecg)
 
     def read_first_frame(self) -> Tensor | None:
         """[1,1,H,W] in [0,1], at the pipeline's size."""
@@ -148,12 +147,11 @@ def inspect(case: EchoCase, root: Path | None, own: VideoPreprocessing, preparat
         path = find_file(asked.ecg, root)
         whole = read_ecg(path)
         start = _start(whole, asked.ecg_start, clip)
-        near = _around(whole, start, clip)
-        prepared = shifted(prepare_ecg(near, preparation), -start)
+        prepared, _, flags = heard(whole, start, np.arange(clip.frames) / clip.fps, preparation)
     except (CaseError, ECGError, VideoError, OSError) as error:
         raise CaseError(f"case {case.case_id!r}, field {field_name!r}: {error}") from None
-    digests["ecg"] = _digest(near.signal)
-    return _described(asked, Inputs(clip, Strip(_seconds(clip), ""), path, start, still, sha256=digests), prepared)
+    digests["ecg"] = _digest(whole.signal)
+    return _described(asked, Inputs(clip, Strip(_seconds(clip), ""), path, start, still, flags, sha256=digests), prepared)
 
 
 def heart_rate(r_peaks: NDArray[np.float64], seconds: float) -> float | None:
@@ -183,11 +181,6 @@ def _start(ecg: ECG, asked: float | None, clip: VideoPreprocessing) -> float:
     return ecg.start + max(0.0, min(1.0, ecg.seconds - _seconds(clip)))
 
 
-def _around(ecg: ECG, start: float, clip: VideoPreprocessing) -> ECG:
-    cut(ecg, start, _seconds(clip))  # raises where nothing of the clip itself was recorded
-    return cut(ecg, start - _AROUND, _seconds(clip) + 2 * _AROUND)
-
-
 def _still(path: Path, clip: VideoPreprocessing) -> Tensor:
     """An image, or the first frame of a video, as [1,1,size,size] in [0,1]."""
     if path.suffix.lower() in _IMAGES:
@@ -214,16 +207,9 @@ def _words(asked: EchoAsked, rate: float | None) -> str:
 
 
 def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG) -> Inputs:
-    """`inputs` with the beats, flags and strip of `prepared`, whose clock starts with frame 0."""
+    """`inputs` with the beats and strip of `prepared`, whose clock starts with frame 0."""
     seconds = _seconds(inputs.clip)
     near = (prepared.r_peaks > -_REPORTED) & (prepared.r_peaks < seconds + _REPORTED)
-    flags, missing = list(prepared.flags), seconds - (prepared.start + prepared.signal.shape[1] / prepared.rate)
-    if prepared.start > 0.01:
-        flags.append(f"the ECG begins {prepared.start:.2f} s after frame 0")
-    if missing > 0.01:
-        flags.append(f"the ECG ends {missing:.2f} s before the clip")
-    if not near.any():
-        flags.append("no heart beat found near the clip: its phase is left to the model")
     lead = "II" if "II" in prepared.leads else prepared.leads[0]
     shown = (prepared.times > -0.2) & (prepared.times < seconds + 0.2)
     strip = Strip(
@@ -235,4 +221,4 @@ def _described(asked: EchoAsked, inputs: Inputs, prepared: PreparedECG) -> Input
         float(prepared.times[shown][0]),
         prepared.r_peaks[near].tolist(),
     )
-    return replace(inputs, strip=strip, flags=tuple(flags), r_peaks=prepared.r_peaks[near], t_ends=prepared.t_ends[near])
+    return replace(inputs, strip=strip, r_peaks=prepared.r_peaks[near], t_ends=prepared.t_ends[near])
