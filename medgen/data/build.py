@@ -141,7 +141,7 @@ def _usable(found: Records, prefix: str, source: str, home: Path) -> tuple[list[
         if (problem := _problem(record)) is not None:
             held.append(Quarantined(record.record_id, problem))
             continue
-        record = replace(record, **{name: f"{prefix}{value}" for name in record.files if (value := getattr(record, name))})
+        record = record.below(prefix)
         if isinstance(item, Annotated) and isinstance(record, EchoRecord):
             record = replace(record, annotations=_write_annotations(home, record.record_id, item.arrays))
         if isinstance(record, CXRRecord):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def _annotation_problem(record: EchoRecord, root: Path) -> str:
             arrays = {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         return f"no annotations at {path}"
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         return f"{path} is not a readable npz of plain arrays: {error}"
     masks = arrays.get("masks")
     listed = arrays.get("mask_frames", np.arange(record.frames))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +42,7 @@ def arrays(path: Path, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDAr
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (FileNotFoundError, ValueError, EOFError, OSError, KeyError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         made = make()
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **made))
     return made

@@ -156,5 +156,6 @@ def _packed(prepared: PreparedECG) -> dict[str, NDArray[Any]]:
 
 def _unpacked(stored: dict[str, NDArray[Any]]) -> PreparedECG:
     words = json.loads(str(stored["_words"]))
-    words = {name: tuple(value) if isinstance(value, list) else value for name, value in words.items()}
-    return PreparedECG(**words, **{name: value for name, value in stored.items() if name != "_words"})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in words.items()}
+    values |= {name: value for name, value in stored.items() if name != "_words"}
+    return PreparedECG(**values)

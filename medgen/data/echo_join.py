@@ -93,7 +93,7 @@ def join_ecgs(
         elif "ecg_hours" in paired.extra:
             hours.append(abs(float(paired.extra["ecg_hours"])))
         joined.append(paired)
-    pairings = dict(Counter(record.pairing for record in joined if record.pairing != "none"))
+    pairings = dict(Counter(str(record.pairing) for record in joined if record.pairing != "none"))
     median = sorted(hours)[len(hours) // 2] if hours else None
     return joined, JoinReport(pairings, median, tuple(unmatched))
 
@@ -144,10 +144,7 @@ def join(echo: Path, ecg: Path, out: Path, limit_hours: float = 24.0) -> JoinRep
     clips, signals = read_manifest(echo, record=EchoRecord), read_manifest(ecg, record=ECGRecord)
     home = Path(out).parent.resolve()
     moved = _moved(clips.root, home)
-    records = [
-        replace(record, **{name: f"{moved}{value}" for name in record.files if (value := getattr(record, name)) is not None})
-        for record in clips.records
-    ]
+    records = [record.below(moved) for record in clips.records]
     timed = [TimedECG(f"{_moved(signals.root, home)}{r.ecg}", r.patient_id, time) for r in signals.records if (time := _time(r))]
     if not timed:
         raise JoinError(f"{ecg}: none of its {len(signals)} records says when it was taken (extra.time, ISO)")

@@ -12,10 +12,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, Literal, get_args, get_type_hints, overload
+from typing import Any, ClassVar, Generic, Literal, Self, cast, get_args, get_type_hints, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +71,11 @@ class Record:
     patient_id: str
     study_id: str
     split: Split
+
+    def below(self, prefix: str) -> Self:
+        """The same record with its files named from another folder: `prefix` leads from there to the old one."""
+        files = {name: f"{prefix}{value}" for name in self.files if (value := getattr(self, name)) is not None}
+        return replace(cast(Any, self), **files)
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """(column, what was expected) of everything that types alone do not catch; a kind adds its own."""

@@ -78,7 +78,7 @@ def read_cine(path: str | Path) -> Cine:
     )
 
 
-def _grey_frames(dataset: FileDataset, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _grey_frames(dataset: FileDataset, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]:
     """Luma of every frame `[T, H, W]`, and in which part of the frames each pixel is coloured `[H, W]`."""
     if dataset.get("Modality") not in ("US", "IVUS", None):
         raise DicomError(f"{path} is not ultrasound (modality {dataset.Modality})")

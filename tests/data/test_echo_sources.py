@@ -329,7 +329,8 @@ def test_check_opens_every_clip(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="2 of 3 clips are unusable") as error:
         check(out)
     assert "its first frame is one grey" in str(error.value) and "all its 30 frames are equal" in str(error.value)
-    (root / "annotations" / "0X5E6F.npz").write_bytes(b"PK cut")
+    cut = root / "annotations" / "0X5E6F.npz"
+    cut.write_bytes(cut.read_bytes()[:100])
     with pytest.raises(ManifestError, match="3 of 3 clips"):
         check(out)
 

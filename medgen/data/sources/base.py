@@ -159,7 +159,7 @@ def as_echo_view(text: str) -> EchoView:
     words = re.sub(r"[^A-Z0-9]+", " ", text.upper()).strip()
     joined = words.replace(" ", "")
     if joined in ECHO_VIEWS:
-        return cast(EchoView, joined)
+        return joined
     words = words.replace("FOUR", "4").replace("TWO", "2").replace("CHAMBERS", "CHAMBER").replace("CH ", "CHAMBER ")
     if "PARASTERNAL" in words or re.search(r"\bP[LS]AX?\b", words):
         return "PSAX" if "SHORT" in words or re.search(r"\bPSAX?\b", words) else "PLAX"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from medgen.data.echo_records import EchoRecord, EchoView
@@ -65,7 +66,7 @@ def _record(folder: Path, name: str, below: str, split: Split) -> EchoRecord | A
         image = nibabel.load(path)
         frames, zooms = int(image.shape[-1]), [float(zoom) for zoom in image.header.get_zooms()[:2]]
         masks = _masks(folder / f"{record_id}_half_sequence_gt.nii.gz", image.shape)
-    except (VideoError, OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+    except (VideoError, OSError, EOFError, ValueError, ImageFileError) as error:
         return Quarantined(record_id, f"{path.name} cannot be decoded: {error}")
     ends = {key: int(as_number(info.get(key)) or 0) - 1 for key in ("ed", "es")}  # the file counts from 1
     record = EchoRecord(

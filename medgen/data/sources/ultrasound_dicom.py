@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydicom.dataset import Dataset
 
@@ -114,7 +114,8 @@ def cine_record(
 
 def _with_ecg(record: EchoRecord, header: Dataset, ecg: str, root: Path) -> EchoRecord:
     """The ECG the table names: beat-synchronous if it is a DICOM waveform on the cine's own synchronised clock."""
-    offset, pairing = 0.0, cast(Pairing, "patient")
+    offset = 0.0
+    pairing: Pairing = "patient"
     path = root / ecg
     if path.is_file() and _looks_like_dicom(path):
         other = read_header(path)
