@@ -96,9 +96,8 @@ def _fibrillation(heart: Heart, times: NDArray[np.float64], seed: int) -> NDArra
     rng = np.random.default_rng(stable_seed("fibrillatory waves", seed))
     rate, slow = rng.uniform(5, 8), rng.uniform(0.1, 0.3)
     out = np.zeros((COMPONENTS, len(times)))
-    wander = np.cumsum(rng.standard_normal(len(times))) * np.sqrt(
-        2.0 * (times[1] - times[0])
-    )  # phase noise: no clock drives the atria
+    step = np.sqrt(2.0 * (times[1] - times[0]))
+    wander = np.cumsum(rng.standard_normal(len(times))) * step  # phase noise: no clock drives the atria
     for axis in range(3):
         phase = 2 * np.pi * rate * times + 2.5 * np.sin(2 * np.pi * slow * times) + wander + rng.uniform(0, 0.8)
         size = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.3, 1.2) * times + rng.uniform(0, 6.3))
@@ -135,14 +134,14 @@ def _leads(electrodes: NDArray[np.float64]) -> NDArray[np.float64]:
 def _electrode_noise(noise: Noise, rhythm: Rhythm, times: NDArray[np.float64], rate: float, seed: int) -> NDArray[np.float64]:
     """Noise [9,S] in mV at each electrode."""
     rng = np.random.default_rng(stable_seed("electrode noise", seed))
-    shape_, share = (len(ELECTRODES), len(times)), np.exp(rng.uniform(np.log(0.2), np.log(2), 4))
+    size, share = (len(ELECTRODES), len(times)), np.exp(rng.uniform(np.log(0.2), np.log(2), 4))
     each = np.exp(rng.normal(0, 0.5, (4, len(ELECTRODES), 1)))  # some electrodes stick better than others
-    wander = 0.7 * _band(rng, shape_, rate, 0.02, 0.5) + 0.7 * rng.normal(0, 1, (9, 1)) * rhythm.respiration(times)
+    wander = 0.7 * _band(rng, size, rate, 0.02, 0.5) + 0.7 * rng.normal(0, 1, (9, 1)) * rhythm.respiration(times)
     mains = np.sin(2 * np.pi * rng.choice([50, 60]) * times + rng.normal(0, 0.4, (9, 1))) * np.sqrt(2)
-    muscle = _band(rng, shape_, rate, 15, 120) * _bursts(rng, shape_, rate)
-    motion = _band(rng, shape_, rate, 0.7, 8) * _bursts(rng, shape_, rate)
+    muscle = _band(rng, size, rate, 15, 120) * _bursts(rng, size, rate)
+    motion = _band(rng, size, rate, 0.7, 8) * _bursts(rng, size, rate)
     levels = np.array([noise.baseline, noise.muscle, noise.mains, noise.motion]) * share
-    return sum((level * e * part for level, e, part in zip(levels, each, (wander, muscle, mains, motion))), np.zeros(shape_))
+    return sum((level * e * part for level, e, part in zip(levels, each, (wander, muscle, mains, motion))), np.zeros(size))
 
 
 def _band(rng: np.random.Generator, size: tuple[int, int], rate: float, low: float, high: float) -> NDArray[np.float64]:
