@@ -91,6 +91,42 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         self.decoder = _Tower(width, depth, heads, mlp_ratio, memory)
         self.first_pixels, self.later_pixels = nn.Linear(width, area), nn.Linear(width, frames_per_token * area)
 
+    @torch.no_grad()
+    def start_from(self, videos: Tensor) -> None:
+        """Begin as a linear tokenizer: principal components of the patches of `videos` [B,T,1,H,W], T > 1, spread over the codes.
+
+        Blocks begin as the identity, so training starts from pictures rather than from noise. The last number of every code is left
+        constant: the direction then also says how far the others are from 0.
+        """
+        groups, dim = self.quantizer.codebook.shape[0], self.quantizer.codebook.shape[2]
+        for layer in (self.to_code, self.from_code):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        first, later = self._patches(videos)
+        used = min(groups * (dim - 1), int(self.config.width), first.shape[-1])
+        for patches, embed, pixels in (
+            (first, self.embed_first, self.first_pixels),
+            (later, self.embed_later, self.later_pixels),
+        ):
+            rows = patches.flatten(0, 3).float()
+            mean = rows.mean(0)
+            variance, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+            count = min(embed.out_features, len(variance))
+            basis, spread = vectors.flip(1)[:, :count], variance.flip(0)[:count].clamp(min=1e-6)
+            # Component j goes to code j % groups: every code gets large and small ones, all on one scale, that of their sum.
+            scale = torch.stack([spread[i % groups : used : groups].sum() for i in range(count)]).clamp(min=1e-6).sqrt()
+            for layer in (embed, pixels):
+                nn.init.zeros_(layer.weight)
+            embed.weight[:count] = (basis / scale).T
+            embed.bias.copy_(-(embed.weight @ mean))
+            pixels.weight[:, :count] = basis * scale
+            pixels.bias.copy_(mean)
+        index = torch.arange(used, device=self.to_code.weight.device)
+        places = index % groups * dim + index // groups
+        self.to_code.weight[places, index] = 1.0
+        self.to_code.bias[dim - 1 :: dim] = 1.0
+        self.from_code.weight[index, places] = 2**0.5  # of a direction (c, 1) / |(c, 1)| with |c| near 1
+
     def token_frames(self, frames: int) -> int:
         """T' of a video of `frames` frames."""
         return 1 + -(-(frames - 1) // int(self.config.frames_per_token))
@@ -121,6 +157,13 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     def _directions(self, videos: Tensor) -> Tensor:
         """Unit vectors [B,T',h,w,G,d], before rounding to codes."""
+        first, later = self._patches(videos)
+        x = torch.cat([self.embed_first(first), self.embed_later(later)], dim=1)
+        groups = int(self.config.codes_per_place)
+        return functional.normalize(self.to_code(self.encoder(x)).float().unflatten(-1, (groups, -1)), dim=-1)
+
+    def _patches(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,1,h,w,p*p] of the first frame and [B,T'-1,h,w,span*p*p] of the later ones."""
         patch, span = int(self.config.patch_size), int(self.config.frames_per_token)
         frames, channels, height, width = videos.shape[1:]
         if channels != 1 or height % patch or width % patch:
@@ -130,12 +173,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         missing = (1 - frames) % span
         if missing:
             videos = torch.cat([videos, videos[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-        patches = functional.pixel_unshuffle(videos, patch)  # [B,T,p*p,h,w]
-        places = patches.permute(0, 1, 3, 4, 2)
-        later = places[:, 1:].unflatten(1, (-1, span)).permute(0, 1, 3, 4, 2, 5).flatten(4)
-        x = torch.cat([self.embed_first(places[:, :1]), self.embed_later(later)], dim=1)
-        groups = int(self.config.codes_per_place)
-        return functional.normalize(self.to_code(self.encoder(x)).float().unflatten(-1, (groups, -1)), dim=-1)
+        places = functional.pixel_unshuffle(videos, patch).permute(0, 1, 3, 4, 2)
+        return places[:, :1], places[:, 1:].unflatten(1, (-1, span)).permute(0, 1, 3, 4, 2, 5).flatten(4)
 
     def _decode(self, vectors: Tensor, frames: int | None) -> Tensor:
         patch, span = int(self.config.patch_size), int(self.config.frames_per_token)
@@ -210,7 +249,7 @@ class _Tower(nn.Module):
         self.heads, self.memory = heads, memory
         self.embed_position = nn.Linear(2 * POSITION_CHANNELS, width, bias=False)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        nn.init.zeros_(self.embed_position.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         frames, height, width, channels = x.shape[1:]
@@ -222,11 +261,11 @@ class _Tower(nn.Module):
         seen = _causal(frames, self.memory, x.device)
         for block in self.blocks:
             x = block(x, space, time, seen)
-        return self.norm(x).unflatten(2, (height, width))
+        return x.unflatten(2, (height, width))
 
 
 class _Block(nn.Module):
-    """Attention among the places of a frame, attention of each place on its own past, MLP; pre-norm."""
+    """Attention among the places of a frame, attention of each place on its own past, MLP; pre-norm; the identity at first."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -234,6 +273,9 @@ class _Block(nn.Module):
         self.space, self.time = Attention(width, heads), Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        for layer in (self.space.to_out, self.time.to_out, self.mlp[2]):  # begins as the identity
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, space: Tensor, time: Tensor, seen: Tensor) -> Tensor:
         """x [B,T,S,W]; rotary angles of places and of frames; seen [1,T,T] bool → [B,T,S,W]."""

@@ -50,6 +50,9 @@ class VideoTokenizerRecipe(Config):
     data: EchoWindows
     tokenizer: VideoTokenizerConfig = VideoTokenizerConfig()
     loss: TokenizerLoss = TokenizerLoss()
+    start_clips: int = Field(
+        64, ge=0, description="training clips whose principal components a new tokenizer starts from; 0: noise"
+    )
     train: TrainConfig
 
 
@@ -67,6 +70,8 @@ class VideoTokenizerTask:
         size, patch = self.recipe.data.preprocessing.size, int(model.config.patch_size)
         if size % patch:
             raise ConfigError(f"data.preprocessing.size: {size} is not a multiple of the tokenizer's patch, {patch}")
+        if self.recipe.start_clips and self.recipe.tokenizer.init_from is None:
+            model.start_from(self._some_clips(self.recipe.start_clips))
         return {"model": model}
 
     def dataset(self, split: Literal["train", "val"]) -> Any:
@@ -120,6 +125,13 @@ class VideoTokenizerTask:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing is frozen."""
+
+    def _some_clips(self, count: int) -> Tensor:
+        """[B,T,1,H,W] of `count` training clips, evenly chosen."""
+        data = self.dataset("train")
+        count = min(count, len(data))
+        videos: Tensor = self.collate([data[i * len(data) // count] for i in range(count)])["videos"]
+        return videos
 
     @cached_property
     def _preview_clips(self) -> list[Tensor]:

@@ -20,10 +20,15 @@ from medgen.models.video_tokenizer import (
 
 
 def tiny(**options: Any) -> VideoTokenizer:
+    """Away from its start, where every block is the identity."""
     torch.manual_seed(0)
     shape = {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "code_dim": 4, "codebook_size": 32, "memory": 2,
              "codes_per_place": 2}  # fmt: skip
-    return VideoTokenizer(**{**shape, **options}).eval()
+    model = VideoTokenizer(**{**shape, **options}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
 
 
 def videos(batch: int = 2, frames: int = 9, side: int = 16) -> torch.Tensor:
@@ -133,3 +138,17 @@ def test_wrong_shapes_are_named() -> None:
         tiny().encode(torch.zeros(1, 3, 1, 20, 16))
     with pytest.raises(ConfigError, match="tokenizer: width 18"):
         build_video_tokenizer(VideoTokenizerConfig(width=18, heads=3))
+
+
+def test_it_starts_as_principal_components_and_a_linear_code() -> None:
+    """Videos that move along four directions: a tokenizer that has seen some reconstructs others before any training."""
+    torch.manual_seed(0)
+    shapes, draws = torch.randn(4, 64), torch.randn(6, 5, 4, 4)
+    patches = 0.2 + 0.1 * draws @ shapes  # [B,T,4 places,64 pixels]
+    clips = functional.pixel_shuffle(patches.transpose(2, 3).unflatten(3, (2, 2)), 8)
+    model = VideoTokenizer(patch_size=8, width=16, depth=1, heads=2, code_dim=5, codes_per_place=2, codebook_size=256)
+    model.start_from(clips[:4])
+    error = functional.mse_loss(model._decode(model._directions(clips[4:]), 5), clips[4:])
+    assert error < 0.15 * clips[4:].var()
+    model.train()(clips)
+    assert functional.mse_loss(model.eval()(clips).video, clips) < 0.3 * clips.var()
