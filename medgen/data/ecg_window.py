@@ -41,4 +41,5 @@ def ecg_window(prepared: PreparedECG, first: float, last: float, margin: float =
             part = row[skipped + inside.start : skipped + inside.stop]
             signal[LEADS.index(name), inside] = np.nan_to_num(part)
             recorded[LEADS.index(name), inside] = np.isfinite(part)
-    return EcgWindow(signal, recorded.any(1), recorded.any(0), -margin, prepared.rate)
+    start = prepared.start + skipped / prepared.rate - first  # -margin, to the nearest sample
+    return EcgWindow(signal, recorded.any(1), recorded.any(0), start, prepared.rate)

@@ -32,7 +32,8 @@ class EchoConditions:
 
     times [B,T] s of the frames; ecg [B,12,S] mV with lead_mask [B,12] bool, sample_mask [B,S] bool (False: not recorded) and
     ecg_start [B] s, the second of sample 0 on the frames' clock; phase [B,T,4] as of `medgen.data.ecg.frame_phase` (NaN: unknown);
-    ejection_fraction [B] percent (NaN: unknown); view [B] long, an index of `ECHO_VIEWS` (-1: unknown); fps [B] Hz (NaN: unknown).
+    ejection_fraction [B] percent (NaN: unknown); view [B] long, an index of `ECHO_VIEWS` (-1: unknown); fps [B] Hz (NaN: unknown);
+    encoded [B,M,E] of a published ECG encoder at encoded_times [B,M] s (NaN: no token).
     """
 
     times: Tensor
@@ -44,11 +45,15 @@ class EchoConditions:
     ejection_fraction: Tensor | None = None
     view: Tensor | None = None
     fps: Tensor | None = None
+    encoded: Tensor | None = None
+    encoded_times: Tensor | None = None
 
     def __post_init__(self) -> None:
         beside = (self.lead_mask, self.sample_mask, self.ecg_start)
         if self.ecg is not None and any(value is None for value in beside):
             raise ValueError("an ecg needs lead_mask, sample_mask and ecg_start: what is not recorded must not pass for data")
+        if (self.encoded is None) != (self.encoded_times is None):
+            raise ValueError("encoded tokens need their encoded_times")
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and len(value) != len(self.times):
@@ -70,6 +75,8 @@ class EchoConditions:
                     changed["lead_mask"] = self.lead_mask & ~rows[:, None]
                 if self.phase is not None:
                     changed["phase"] = self.phase.masked_fill(rows[:, None, None], torch.nan)
+                if self.encoded_times is not None:
+                    changed["encoded_times"] = self.encoded_times.masked_fill(rows[:, None], torch.nan)
             elif (value := getattr(self, name)) is not None:
                 changed[name] = value.masked_fill(rows, -1 if name == "view" else torch.nan)
         return replace(self, **changed)
@@ -106,7 +113,15 @@ class EchoConditioner(ModelMixin, ConfigMixin):
     """Of each frame: sin φ, cos φ, seconds since R, RR, whether these are known; ejection fraction, whether it is known."""
 
     @register_to_config
-    def __init__(self, rate: float = 250.0, width: int = 128, depth: int = 2, heads: int = 4, patch_seconds: float = 0.1) -> None:
+    def __init__(
+        self,
+        rate: float = 250.0,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        patch_seconds: float = 0.1,
+        encoder_dim: int = 0,
+    ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise ValueError(f"width {width} / heads {heads} must be a whole multiple of 4")
@@ -121,6 +136,7 @@ class EchoConditioner(ModelMixin, ConfigMixin):
             nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(2)
         )
         self.embed_view = nn.Embedding(VIEWS, width)
+        self.embed_encoded = nn.Sequential(nn.LayerNorm(encoder_dim), nn.Linear(encoder_dim, width)) if encoder_dim else None
 
     @property
     def width(self) -> int:
@@ -131,9 +147,9 @@ class EchoConditioner(ModelMixin, ConfigMixin):
         """context [B,N,D], context_times [B,N] s (NaN: of no moment), context_mask [B,N], features [B,T,7], feature_mask [B,T].
 
         A clip's tokens do not depend on the other clips of its batch. The tokens are, if the ECG is given, one for each
-        `patch_seconds` of it, and in any case those of ejection fraction, view and frame rate.
+        `patch_seconds` of it and those of a published encoder, and in any case those of ejection fraction, view and frame rate.
         """
-        parts = [*self._ecg_tokens(conditions), self._scalar_tokens(conditions)]
+        parts = [*self._ecg_tokens(conditions), *self._encoded_tokens(conditions), self._scalar_tokens(conditions)]
         context, times, mask = (torch.cat([part[i] for part in parts], dim=1) for i in range(3))
         return context, times, mask, *self._features(conditions)
 
@@ -158,6 +174,14 @@ class EchoConditioner(ModelMixin, ConfigMixin):
         for layer in self.layers:
             x = layer(x, angles, keys)
         return [(self.norm(x), times, mask)]
+
+    def _encoded_tokens(self, conditions: EchoConditions) -> list[tuple[Tensor, Tensor, Tensor]]:
+        if conditions.encoded is None or conditions.encoded_times is None:
+            return []
+        if self.embed_encoded is None:
+            raise ValueError("this conditioner was built without a published ECG encoder (encoder_dim=0)")
+        times = conditions.encoded_times
+        return [(self.embed_encoded(conditions.encoded.to(self.filters.dtype)), times, ~times.isnan())]
 
     def _scalar_tokens(self, conditions: EchoConditions) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.filters.dtype
@@ -184,17 +208,23 @@ class EchoConditioner(ModelMixin, ConfigMixin):
         return features.to(self.filters.dtype), timed[..., 0] | known[:, None]
 
 
-def build_conditioner(config: EchoConditionerConfig, rate: float, init_from: str | None = None) -> EchoConditioner:
+def build_conditioner(
+    config: EchoConditionerConfig, rate: float, init_from: str | None = None, encoder_dim: int = 0
+) -> EchoConditioner:
     """A new conditioner for ECGs of `rate` Hz, or the trained one of the pipeline folder `init_from` (whose shape then counts)."""
     if init_from is None:
         try:
-            return EchoConditioner(rate, **config.model_dump())
+            return EchoConditioner(rate, encoder_dim=encoder_dim, **config.model_dump())
         except ValueError as error:
             raise ConfigError(f"conditioner: {error}") from None
     model = EchoConditioner.from_pretrained(component(init_from, "conditioner"), torch_dtype=torch.float32)
     if model.config.rate != rate:
         raise ConfigError(
             f"data.ecg.rate: {rate:g} Hz, but the conditioner of {init_from} was trained with {model.config.rate:g} Hz"
+        )
+    if model.config.encoder_dim != encoder_dim:
+        raise ConfigError(
+            f"ecg_encoder: tokens of width {encoder_dim}, but {init_from} was trained with {model.config.encoder_dim}"
         )
     return model
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -18,6 +18,7 @@ from medgen.diffusion.guidance import Guidance
 from medgen.diffusion.sampling import Generators, sample_frames
 from medgen.models.autoencoder import PatchAutoencoderKL, decode, downsampling, encode_moments
 from medgen.models.denoiser import SequenceTransformer
+from medgen.models.ecg_encoders import PublishedECGEncoder
 from medgen.models.echo_conditioner import EchoConditioner, EchoConditions
 from medgen.pipelines.echo_inputs import guided_conditions, part_of, windows
 from medgen.pipelines.echo_pipeline import EchoPipeline
@@ -29,10 +30,12 @@ class ECGToEchoPipeline(EchoPipeline):
     """ECG, ejection fraction, view and first frame (each optional) → latent frames → video.
 
     `preprocessing` holds size, frames (of the windows it was trained on) and fps; `ecg_preparation` is that of the training ECGs.
-    Longer clips are windows joined over `overlap` or more frames that both have. The rest are defaults of a call.
+    Longer clips are windows joined over `overlap` or more frames that both have. `ecg_encoder`: a published one, where the
+    conditioner was trained with its tokens. The rest are defaults of a call.
     """
 
     model_cpu_offload_seq = "conditioner->denoiser->vae"
+    _optional_components: ClassVar[list[str]] = ["ecg_encoder"]
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class ECGToEchoPipeline(EchoPipeline):
         denoiser: SequenceTransformer,
         conditioner: EchoConditioner,
         scheduler: SchedulerMixin,
+        ecg_encoder: PublishedECGEncoder | None = None,
         preprocessing: dict[str, Any] | None = None,
         ecg_preparation: dict[str, Any] | None = None,
         overlap: int = 8,
@@ -47,7 +51,7 @@ class ECGToEchoPipeline(EchoPipeline):
         guidance_scale: float | dict[str, float] = 1.0,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, denoiser=denoiser, conditioner=conditioner, scheduler=scheduler)
+        self.register_modules(vae=vae, denoiser=denoiser, conditioner=conditioner, scheduler=scheduler, ecg_encoder=ecg_encoder)
         preparation = ECGPreparation.model_validate(ecg_preparation or {})
         if preparation.rate != conditioner.config.rate:
             raise ValueError(

@@ -17,6 +17,7 @@ from medgen.data.ecg import ECG, LEADS, ECGPreparation, PreparedECG, cut, frame_
 from medgen.data.ecg_window import MARGIN_SECONDS, EcgWindow, ecg_window
 from medgen.data.echo_dataset import shifted
 from medgen.data.echo_records import ECHO_VIEWS
+from medgen.models.ecg_encoders import ECGEncoder, ECGTokens, encode_span
 from medgen.models.echo_conditioner import CONDITIONS, EchoConditions
 
 _AROUND = 10.0  # seconds of ECG on each side of a clip that filters and beat detection look at
@@ -44,11 +45,13 @@ def echo_conditions(
     fps: float,
     start_seconds: float | Sequence[float],
     preparation: ECGPreparation,
+    encoder: ECGEncoder | None = None,
 ) -> tuple[EchoConditions, list[tuple[str, ...]]]:
     """Conditions of `clips` clips of `num_frames` frames at `fps` Hz, and their flags. One value counts for every clip.
 
-    `start_seconds`: second of the ECG's own clock at which frame 0 is taken. Raises `ECGError` for an ECG that cannot be used or has
-    nothing recorded during the clip, `ValueError` for a number or view that cannot be.
+    `start_seconds`: second of the ECG's own clock at which frame 0 is taken. `encoder`: a published one that listens too.
+    Raises `ECGError` for an ECG that cannot be used or has nothing recorded during the clip, `ValueError` for a number or view that
+    cannot be.
     """
     times = torch.arange(num_frames, dtype=torch.float32)[None].repeat(clips, 1) / fps
     ecgs = _each(ecg if ecg is None or isinstance(ecg, ECG) else list(ecg), clips, "ecg")
@@ -69,10 +72,25 @@ def echo_conditions(
         ecg=torch.from_numpy(np.stack([window.signal for window in windows])),
         lead_mask=torch.from_numpy(np.stack([window.lead_mask for window in windows])),
         sample_mask=torch.from_numpy(np.stack([window.sample_mask for window in windows])),
-        ecg_start=torch.full((clips,), -MARGIN_SECONDS),
+        ecg_start=torch.tensor([window.start for window in windows], dtype=torch.float32),
         phase=torch.from_numpy(np.stack([phase for _, phase, _ in parts])),
+        **({} if encoder is None else _encoded(encoder, ecgs, starts, float(seconds[-1]))),
     )
     return timed, [flags for _, _, flags in parts]
+
+
+def _encoded(encoder: ECGEncoder, ecgs: list[ECG | None], starts: list[float], seconds: float) -> dict[str, Tensor]:
+    """Tokens of a published encoder for each clip, on the frames' clock; NaN times where there are none."""
+    nothing = ECGTokens(torch.zeros(0, encoder.width), torch.zeros(0))
+    found = [
+        nothing if ecg is None else encode_span(encoder, ecg, start - MARGIN_SECONDS, start + seconds + MARGIN_SECONDS)
+        for ecg, start in zip(ecgs, starts)
+    ]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "encoded": pad([one.tokens for one in found], batch_first=True),
+        "encoded_times": pad([one.times - start for one, start in zip(found, starts)], batch_first=True, padding_value=torch.nan),
+    }
 
 
 def heard(
@@ -116,10 +134,15 @@ def part_of(conditions: EchoConditions, first: int, count: int, rate: float) -> 
     values: dict[str, Any] = {"times": times - times[:, :1]}
     if conditions.phase is not None:
         values["phase"] = conditions.phase[:, first : first + count]
-    if conditions.ecg is not None and conditions.sample_mask is not None:
+    if conditions.ecg is not None and conditions.sample_mask is not None and conditions.ecg_start is not None:
         skipped = round(float(times[0, 0]) * rate)
         samples = slice(skipped, skipped + round((float(times[0, -1] - times[0, 0]) + 2 * MARGIN_SECONDS) * rate))
         values |= {"ecg": conditions.ecg[..., samples], "sample_mask": conditions.sample_mask[:, samples]}
+        values["ecg_start"] = conditions.ecg_start + skipped / rate - times[:, 0]
+    if conditions.encoded_times is not None:
+        moments = conditions.encoded_times - times[:, :1]
+        near = (moments >= -MARGIN_SECONDS) & (moments <= times[:, -1:] - times[:, :1] + MARGIN_SECONDS)
+        values["encoded_times"] = moments.masked_fill(~near, torch.nan)
     return replace(conditions, **values)
 
 
@@ -128,11 +151,11 @@ def windows(total: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
 
     The known frames of a window are those that the one before it has made. A clip no longer than `size` is one window.
     """
-    if not 0 < overlap < size:
-        raise ValueError(f"overlap {overlap} must be from 1 to {size - 1}, less than a window's {size} frames")
     if total <= size:
         yield 0, 0
         return
+    if not 0 < overlap < size:
+        raise ValueError(f"overlap {overlap} must be from 1 to {size - 1}, less than a window's {size} frames")
     count = -(-(total - overlap) // (size - overlap))
     starts = [round(i * (total - size) / (count - 1)) for i in range(count)]
     yield 0, 0

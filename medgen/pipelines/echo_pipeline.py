@@ -12,7 +12,7 @@ from torch import Tensor
 from medgen.data.ecg import ECG, ECGPreparation
 from medgen.diffusion.sampling import Generators
 from medgen.models.echo_conditioner import EchoConditioner, EchoConditions
-from medgen.pipelines.echo_inputs import EchoOutput, clip_count, echo_conditions, still_frames
+from medgen.pipelines.echo_inputs import EchoOutput, clip_count, echo_conditions, still_frames, windows
 
 
 class EchoPipeline(DiffusionPipeline):
@@ -79,6 +79,7 @@ class EchoPipeline(DiffusionPipeline):
             fps=rate,
             start_seconds=start_seconds,
             preparation=ECGPreparation.model_validate(self.config.ecg_preparation),
+            encoder=getattr(self, "ecg_encoder", None),
         )
         first = None if first_frame is None else self.encode_still(still_frames(first_frame, clips, self.size))
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -94,6 +95,11 @@ class EchoPipeline(DiffusionPipeline):
     def size(self) -> int:
         """Height and width of a frame in pixels."""
         return int(self.config.preprocessing["size"])
+
+    def seams(self, num_frames: int) -> list[int]:
+        """Numbers of the frames with which a later window goes on where the one before ended; empty for a clip of one window."""
+        size = int(self.config.preprocessing["frames"])
+        return [start + known for start, known in windows(num_frames, size, min(int(self.config.overlap), size - 1)) if start]
 
     def encode_still(self, images: Tensor) -> Tensor:
         """What `sample` takes as `first`, of images [B,1,H,W] in [-1,1]."""

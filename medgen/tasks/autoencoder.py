@@ -61,6 +61,9 @@ class AutoencoderRecipe(Config):
     data: ImageData
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
+    decoder_only: bool = Field(
+        False, description="leave the encoder of `autoencoder.init_from` as it is, so that models of its latents stay valid"
+    )
     statistics_images: int = Field(4096, gt=0, description="training images over which latent statistics are taken")
     train: TrainConfig
 
@@ -89,6 +92,11 @@ class AutoencoderTask:
         side, size = downsampling(model), self.recipe.data.preprocessing.size
         if size % side:
             raise ConfigError(f"data.preprocessing.size: {size} is not a multiple of the autoencoder's downsampling, {side}")
+        if self.recipe.decoder_only:
+            if self.recipe.autoencoder.init_from is None:
+                raise ConfigError("decoder_only: a new encoder must be trained; give autoencoder.init_from, a trained autoencoder")
+            for part in (model.encoder, model.quant_conv):
+                part.requires_grad_(False)
         modules: dict[str, nn.Module] = {"model": model}
         if self.recipe.loss.adversarial > 0:
             channels = self.recipe.loss.discriminator_channels
@@ -145,7 +153,8 @@ class AutoencoderTask:
         """Measure the latents' statistics over training images and save the autoencoder's folder."""
         model = modules["model"]
         assert isinstance(model, PatchAutoencoderKL)
-        set_latent_statistics(model, *self._latent_statistics(model))
+        if not self.recipe.decoder_only:
+            set_latent_statistics(model, *self._latent_statistics(model))
         model.save_pretrained(folder, safe_serialization=True)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ missing. Some frames are known: the first, or those that continue a clip. The ex
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from medgen.config import Config, ConfigError
 from medgen.data.latent_cache import module_hash
@@ -22,6 +24,7 @@ from medgen.diffusion.frames import FrameBatch
 from medgen.diffusion.objectives import Objective, ObjectiveConfig, denoising_loss
 from medgen.models.autoencoder import downsampling, encode_moments, load_autoencoder
 from medgen.models.denoiser import DenoiserConfig, build_denoiser
+from medgen.models.ecg_encoders import load_ecg_encoder
 from medgen.models.echo_conditioner import (
     CONDITIONS,
     ConditionedDenoiser,
@@ -36,7 +39,15 @@ from medgen.tasks.base import TrainConfig
 from medgen.tasks.echo_data import CachedClips, EchoData, cached_clips
 from medgen.tasks.text_to_cxr import FrozenAutoencoder
 
-_PREVIEW_CLIPS, _PREVIEW_FRAMES = 4, 8
+_PREVIEW_CLIPS = _PREVIEW_FRAMES = 5  # a square of pictures, a clip in each row
+
+
+class FrozenECGEncoder(Config):
+    """A published encoder (ECGFounder, ST-MEM) that listens beside our own; its tokens are cached."""
+
+    path: str = Field(
+        ..., description="folder made by `medgen.models.ecg_encoders.import_checkpoint`, or a pipeline that has one"
+    )
 
 
 class ConditionDropout(Config):
@@ -73,11 +84,15 @@ class ECGToEchoRecipe(Config):
 
     data: EchoData
     autoencoder: FrozenAutoencoder
+    ecg_encoder: FrozenECGEncoder | None = None
     conditioner: EchoConditionerConfig = EchoConditionerConfig()
     denoiser: DenoiserConfig = DenoiserConfig(temporal_every=2, time_periods=(0.2, 8.0))
     objective: ObjectiveConfig = ObjectiveConfig()
     dropout: ConditionDropout = ConditionDropout()
     known: KnownFrames = KnownFrames()
+    shown_frames: int | None = Field(
+        None, ge=2, description="of each window, learn only this many frames at random, at their times: more hearts for the same work"
+    )
     cache: Path = Field(..., description="folder of cached clips: latents of every frame and prepared ECGs, computed once")
     sampling: EchoSamplingDefaults = EchoSamplingDefaults()
     export_dtype: Literal["float32", "float16"] = "float16"
@@ -93,6 +108,7 @@ class ECGToEcho:
         self.recipe = recipe
         self.objective = Objective(recipe.objective)
         self.vae = load_autoencoder(recipe.autoencoder.path)
+        self.ecg_encoder = None if recipe.ecg_encoder is None else load_ecg_encoder(recipe.ecg_encoder.path)
         self.scheduler = self.objective.scheduler()
         side, shape = downsampling(self.vae) * recipe.denoiser.patch_size, recipe.data.preprocessing
         if shape.size % side:
@@ -108,7 +124,8 @@ class ECGToEcho:
     def modules(self) -> dict[str, nn.Module]:
         """The denoiser with its conditioner."""
         recipe = self.recipe
-        conditioner = build_conditioner(recipe.conditioner, recipe.data.ecg.rate, recipe.denoiser.init_from)
+        encoded = 0 if self.ecg_encoder is None else self.ecg_encoder.width
+        conditioner = build_conditioner(recipe.conditioner, recipe.data.ecg.rate, recipe.denoiser.init_from, encoded)
         channels = int(self.vae.config.latent_channels)
         denoiser = build_denoiser(recipe.denoiser, channels, conditioner.width, feature_dim=conditioner.feature_dim)
         return {"model": ConditionedDenoiser(denoiser, conditioner)}
@@ -120,15 +137,27 @@ class ECGToEcho:
             return []
         device = "cuda" if torch.cuda.is_available() and not self.recipe.train.cpu else "cpu"
         vae = self.vae.to(device)
-        seed = self.recipe.train.seed
-        return cached_clips(
-            clips, self.recipe.data, lambda x: encode_moments(vae, x), module_hash(vae), self.recipe.cache / "clips", device, seed
+        cached = cached_clips(
+            clips,
+            self.recipe.data,
+            lambda images: encode_moments(vae, images),
+            module_hash(vae),
+            self.recipe.cache / "clips",
+            device,
+            self.recipe.train.seed,
+            self.ecg_encoder,
         )
+        cached.shown = self.recipe.shown_frames if split == "train" else None
+        return cached
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """The items' tensors stacked, and "ids"."""
-        names = [name for name in items[0] if name != "id"]
-        return {"ids": [item["id"] for item in items], **{name: torch.stack([item[name] for item in items]) for name in names}}
+        """The items' tensors stacked, and "ids"; tokens of a published encoder are padded (times NaN)."""
+        batch: dict[str, Any] = {"ids": [item["id"] for item in items]}
+        for name in (name for name in items[0] if name != "id"):
+            values, filling = [item[name] for item in items], torch.nan if name == "encoded_times" else 0.0
+            padded = name.startswith("encoded")
+            batch[name] = pad_sequence(values, batch_first=True, padding_value=filling) if padded else torch.stack(values)
+        return batch
 
     def frames(self, model: ConditionedDenoiser, batch: dict[str, Any], generator: torch.Generator) -> FrameBatch:
         """Clips with what they are conditioned on, some of it dropped, and some frames known."""
@@ -150,7 +179,7 @@ class ECGToEcho:
         return denoising_loss(model.denoiser, self.objective, self.frames(model, batch, generator), generator), {}
 
     def preview(self, modules: dict[str, nn.Module], seed: int) -> dict[str, Tensor]:
-        """A row for each of four clips' conditions: eight of the frames generated; the same frames of the real clips."""
+        """A row for each of five clips: frames generated from its conditions; the same frames of the real clip."""
         batch, device = self._preview_batch, next(modules["model"].parameters()).device
         if batch is None:
             return {}
@@ -184,6 +213,7 @@ class ECGToEcho:
             denoiser=model.denoiser,
             conditioner=model.conditioner,
             scheduler=self.scheduler,
+            ecg_encoder=self.ecg_encoder,
             preprocessing=self.recipe.data.preprocessing.model_dump(mode="json"),
             ecg_preparation=self.recipe.data.ecg.model_dump(mode="json"),
             **self.recipe.sampling.model_dump(),
@@ -202,14 +232,7 @@ class ECGToEcho:
 
 def conditions_of(batch: dict[str, Any]) -> EchoConditions:
     """What a batch of `CachedClips` items is conditioned on."""
-    return EchoConditions(
-        **{
-            name: batch[name]
-            for name in (
-                "times", "ecg", "lead_mask", "sample_mask", "ecg_start", "phase", "ejection_fraction", "view", "fps",
-            )
-        }
-    )  # fmt: skip
+    return EchoConditions(**{field.name: batch.get(field.name) for field in fields(EchoConditions)})  # type: ignore[arg-type]
 
 
 def dropped(conditions: EchoConditions, share: ConditionDropout, generator: torch.Generator) -> EchoConditions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -132,6 +133,60 @@ def test_guidance_in_closed_form() -> None:
     torch.testing.assert_close(guided(conditional, unconditional, Guidance(0.0)), unconditional)
     tame = guided(conditional, unconditional, Guidance(7.0, rescale=1.0))
     torch.testing.assert_close(tame.flatten(1).std(1), conditional.flatten(1).std(1))
+
+
+def test_conditions_are_guided_apart() -> None:
+    full, one, other = torch.randn(3, 2, 1, 1, 8, 8)
+    torch.testing.assert_close(guided(full, [one], Guidance((3.0,))), guided(full, one, Guidance(3.0)))
+    torch.testing.assert_close(guided(full, [one, other], Guidance((1.0, 1.0))), full)
+    both = guided(full, [one, other], Guidance((2.0, 4.0)))
+    torch.testing.assert_close(both, full + (full - one) + 3 * (full - other))
+    with pytest.raises(ValueError, match="1 predictions to be guided from, 2 scales"):
+        guided(full, [one], Guidance((2.0, 2.0)))
+
+
+def test_several_conditions_cost_an_evaluation_each_unless_their_scale_is_one() -> None:
+    o = objective("flow")
+    calls = []
+
+    class Counting(GaussianDenoiser):
+        def forward(self, latents: Tensor, *rest: Any, **named: Any) -> Tensor:
+            calls.append(len(latents))
+            return super().forward(latents, *rest, **named)
+
+    full, first, second = (blank(context=torch.full((2, n, 1), value)) for n, value in ((3, 0.5), (2, 0.25), (1, 0.0)))
+
+    def mean(*scales: float) -> float:
+        calls.clear()
+        g = torch.Generator().manual_seed(0)
+        return float(sample_frames(Counting(o), o.scheduler(), full, 8, Guidance(scales), g, [first, second]).mean())
+
+    plain = mean(1.0, 1.0)
+    assert calls == [2] * 8
+    assert mean(1.0, 3.0) > mean(3.0, 1.0) > plain + 0.1
+    assert calls == [4] * 8
+    assert mean(1.0, 3.0) < mean(3.0, 3.0)
+    assert calls == [6] * 8
+    with pytest.raises(ValueError, match="needs 3 unconditional batches, not 2"):
+        mean(2.0, 2.0, 2.0)
+
+
+def test_features_of_frames_reach_the_denoiser_and_are_absent_where_dropped() -> None:
+    o = objective("flow")
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watching(GaussianDenoiser):
+        def forward(self, latents: Tensor, *rest: Any, features: Tensor, feature_mask: Tensor, **named: Any) -> Tensor:
+            seen.append((features, feature_mask))
+            return super().forward(latents, *rest, **named)
+
+    bare = blank(2, 3)
+    given = replace(bare, features=torch.ones(2, 3, 4), feature_mask=torch.tensor([[True, True, False]] * 2))
+    sample_frames(Watching(o), o.scheduler(), given, 2, Guidance(2.0), torch.Generator().manual_seed(0), bare)
+    features, mask = seen[0]
+    assert features.shape == (4, 3, 4) and mask.tolist() == [[True, True, False]] * 2 + [[False] * 3] * 2
+    with pytest.raises(ValueError, match="features has shape"):
+        replace(bare, features=torch.ones(2, 4, 4))
 
 
 def test_a_shifted_flow_is_shifted_once() -> None:

@@ -126,6 +126,36 @@ def test_context_times_are_relative_to_the_frames() -> None:
     assert model(**x, context_times=torch.where(when > 2, when, torch.nan)).isfinite().all()
 
 
+def test_features_move_the_frames_that_have_them() -> None:
+    """Without attention in time a frame knows only its own features."""
+    model, x = tiny(feature_dim=3), inputs()
+    features = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(2))
+    mask = torch.tensor([[True, False, True]] * 2)
+    unknown, known = model(**x), model(**x, features=features, feature_mask=mask)
+    moved = (known - unknown).abs().amax((2, 3, 4))
+    assert (moved[:, 1] == 0).all() and (moved[:, [0, 2]] > 1e-3).all()
+    hidden = torch.where(mask[..., None], features, torch.nan)
+    torch.testing.assert_close(model(**x, features=hidden, feature_mask=mask), known)
+    with pytest.raises(ValueError, match="built without features"):
+        tiny()(**x, features=features)
+
+
+def test_unknown_features_send_no_nan_back() -> None:
+    model, x = tiny(feature_dim=3), inputs()
+    features, mask = torch.full((2, 3, 3), torch.nan), torch.zeros(2, 3, dtype=torch.bool)
+    model(**x, features=features, feature_mask=mask).square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_cross_attention_may_be_left_out_of_some_blocks() -> None:
+    every, second = tiny(depth=4), tiny(depth=4, cross_every=2)
+    assert [block.cross is not None for block in second.blocks] == [True, False, True, False]
+    assert sum(p.numel() for p in second.parameters()) < sum(p.numel() for p in every.parameters())
+    x = inputs()
+    other = dict(x, context=x["context"].flip(-1))
+    assert (second(**x) - second(**other)).abs().max() > 1e-3
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     model, x = tiny(temporal_every=2, time_periods=(0.5, 90.0)), inputs()
     model.save_pretrained(tmp_path)

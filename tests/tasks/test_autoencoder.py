@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from medgen.config import ConfigError, load_config
-from medgen.models.autoencoder import PatchAutoencoderKL, encode_moments, load_autoencoder
-from medgen.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask, reconstruction_quality
+from medgen.models.autoencoder import PatchAutoencoderKL, decode, encode_moments, load_autoencoder
+from medgen.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask, ReconstructionConfig, reconstruction_quality
 from medgen.tasks.base import Task
 from medgen.training.loop import train
 
@@ -85,6 +85,22 @@ def test_a_later_run_starts_from_an_earlier_export(recipe: dict[str, Any], autoe
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_decoder_learns_alone_and_the_latents_stay(recipe: dict[str, Any], autoencoder_folder: Path) -> None:
+    config = parsed(recipe)
+    with pytest.raises(ConfigError, match="decoder_only"):
+        AutoencoderTask(config.model_copy(update={"decoder_only": True})).modules()
+    start = config.autoencoder.model_copy(update={"init_from": str(autoencoder_folder)})
+    config = config.model_copy(update={"decoder_only": True, "autoencoder": start, "loss": ReconstructionConfig(adversarial=0.1)})
+    task = AutoencoderTask(config)
+    result = train(task, config.train, config)
+    before, after = load_autoencoder(autoencoder_folder), load_autoencoder(result.folder / "export")
+    images = torch.stack([task.dataset("train")[i]["image"] for i in range(4)])
+    for one, other in zip(encode_moments(before, images), encode_moments(after, images), strict=True):
+        assert torch.equal(one, other)
+    latents = encode_moments(before, images)[0]
+    assert not torch.allclose(decode(before, latents), decode(after, latents), atol=1e-4)
+
+
 def test_perceptual_loss_needs_local_weights(recipe: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"loss\.perceptual_weights"):
         AutoencoderTask(parsed(recipe, perceptual=0.1))
@@ -105,6 +121,33 @@ def test_quality_of_a_known_error() -> None:
     quality = reconstruction_quality(image + 0.02, image)
     assert float(quality["psnr"]) == pytest.approx(40.0, abs=0.01)  # 20 log10(2 / 0.02)
     assert float(reconstruction_quality(image, image)["ssim"]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_frames_of_echo_clips(recipe: dict[str, Any], hearts: Path) -> None:
+    """Two frames of each clip in a batch of two clips; other frames in the next epoch; the export is an autoencoder as any."""
+    data = {"manifest": hearts, "preprocessing": {"size": 32}, "frames_per_clip": 2}
+    config = parsed({**recipe, "data": data, "train": {**recipe["train"], "batch_size": 2}})
+    task = AutoencoderTask(config)
+    clips = task.dataset("train")
+    batch = task.collate([clips[0], clips[1]])
+    assert batch["images"].shape == (4, 1, 32, 32) and len(batch["ids"]) == 2 and batch["images"].abs().max() <= 1
+    assert torch.equal(clips[0]["image"], clips[0]["image"])
+    first = clips[0]["image"]
+    clips.set_epoch(1)
+    assert not torch.equal(first, clips[0]["image"])
+    result = train(task, config.train, config)
+    assert {"val/psnr", "val/ssim"} <= result.metrics.keys()
+    assert load_autoencoder(result.folder / "export").config.latents_mean is not None
+
+
+def test_a_mistake_in_a_section_of_frames_speaks_of_frames_alone(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {frames_per_clip: 2, manifests: x}\ntrain: {out: y, steps: 1}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(AutoencoderRecipe, path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and lines[0].startswith("data.manifest is missing in")
+    assert lines[1].startswith("unknown key 'data.manifests'") and "did you mean 'data.manifest'?" in lines[1]
 
 
 @pytest.mark.parametrize("name", ["digital_chest", "sd_kl_512"])
