@@ -30,7 +30,7 @@ from medgen.sampling.source import PipelineSource, find_pipeline, load_pipeline
 
 # From Python also a list of cases; on a command line a file.
 CasesArgument = Annotated[str | Path | Sequence[EchoCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
-_FACTS = ("ecg_flags", "heart_rate", "r_peaks", "t_ends", "ecg_sha256", "first_frame_sha256", "frames_file")
+_FACTS = ("ecg_flags", "heart_rate", "r_peaks", "t_ends", "ecg_sha256", "first_frame_sha256", "frames_file", "seams")
 
 
 def sample(
@@ -99,7 +99,7 @@ def sample(
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
     files = hashlib.sha256(json.dumps([inputs[case.case_id].sha256 for case in given]).encode()).hexdigest()
     folder.claim({**settings, "input_files_sha256": files}, write_cases(given))
-    work = EchoSampling(settings, inputs)
+    work = EchoSampling(settings, inputs, {one.clip.frames: loaded.seams(one.clip.frames) for one in inputs.values()})
     new = run(loaded, given, work.draw, work.files, work.metadata, folder, lanes, part, progress)
     names = [f"{job.name}.mp4" for job in jobs_of(given)]
     complete = folder.merge(names, lambda lines: {CONTACT_SHEET: _sheet(Path(out), lines)})
@@ -108,10 +108,14 @@ def sample(
 
 @dataclass(frozen=True)
 class EchoSampling:
-    """The task's part of sampling: how a clip is drawn, what its files hold, and its metadata line. `inputs` by case id."""
+    """The task's part of sampling: how a clip is drawn, what its files hold, and its metadata line.
+
+    `inputs` by case id; `seams` by number of frames: the frames with which a new window begins.
+    """
 
     settings: dict[str, Any]
     inputs: Mapping[str, Inputs]
+    seams: Mapping[int, Sequence[int]]
 
     def draw(self, pipeline: Any, jobs: Sequence[Job[EchoAsked]]) -> list[Trajectory[EchoAsked]]:
         return [self._draw(pipeline, job) for job in jobs]
@@ -144,6 +148,7 @@ class EchoSampling:
             "noise_seed": case.noise_seed(job.index),
             **case.conditions.model_dump(mode="json"),
             **self.inputs[case.case_id].facts(),
+            "seams": list(self.seams[self.inputs[case.case_id].clip.frames]),
             "synthetic": True,
             **self.settings,
             **case.extra,

@@ -95,6 +95,7 @@ def test_the_metadata_say_what_was_asked_and_what_was_heard(whole: Path) -> None
         "another ECG with the same seed starts from the same noise"
     )
     assert (free["ecg"], free["heart_rate"], free["r_peaks"], free["num_frames"], free["fps"]) == (None, None, [], 12, 20)
+    assert slow["seams"] == [] and 8 in free["seams"], "of windows of 8 frames, 12 frames need two"
     assert slow["guidance_scale"] == 2.0 and len(slow["ecg_sha256"]) == 64
 
 
