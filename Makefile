@@ -44,7 +44,7 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	mkdir -p medgen/pretrained
 	cp -rT runs/text_to_cxr/digital_chest/export medgen/pretrained/digital_chest
 	cp -rT runs/classifier/digital_chest/export medgen/pretrained/digital_chest_judge
-	$(BIN)/medgen digital echo --n 1800 --seed 0 --out data/digital_echo
+	$(BIN)/medgen digital echo --n 1200 --seed 0 --out data/digital_echo
 	$(BIN)/medgen digital echo --n 600 --seed 7002 --out data/digital_echo_judge
 	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_echo.yaml
 	$(BIN)/medgen train ecg-to-echo --config configs/ecg_to_echo/digital_echo.yaml
@@ -64,7 +64,7 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	  --train data/digital_chest/manifest.parquet --out $(FIGURES)/text_to_cxr
 	$(BIN)/medgen evaluate autoencoder --autoencoder medgen/pretrained/digital_chest/vae \
 	  --reference data/digital_chest/manifest.parquet --out $(FIGURES)/autoencoder
-	test -f data/digital_echo/manifest.parquet || $(BIN)/medgen digital echo --n 1800 --seed 0 --out data/digital_echo
+	test -f data/digital_echo/manifest.parquet || $(BIN)/medgen digital echo --n 1200 --seed 0 --out data/digital_echo
 	$(BIN)/medgen evaluate echo-cases --reference data/digital_echo/manifest.parquet --out $(FIGURES)/echo_cases/cases.jsonl
 	$(BIN)/medgen sample ecg-to-echo --pipeline digital_echo --cases $(FIGURES)/echo_cases/cases.jsonl --out $(FIGURES)/clips
 	$(BIN)/medgen evaluate ecg-to-echo --generated $(FIGURES)/clips --reference data/digital_echo/manifest.parquet --out $(FIGURES)/ecg_to_echo
