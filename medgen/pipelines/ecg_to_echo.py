@@ -79,7 +79,11 @@ class ECGToEchoPipeline(EchoPipeline):
         generator: Generators = None,
         first: Tensor | None = None,
     ) -> Tensor:
-        """Latents [B,T,C,h,w] of the frames of `conditions`; `first` [B,C,h,w] is known. Noise is drawn for the whole clip at once."""
+        """Latents [B,T,C,h,w] of the frames of `conditions`; `first` [B,C,h,w] is known. Noise is drawn for the whole clip at once.
+
+        A later window is given frames of the one before, makes the last few of them anew from the same noise and fades over: what
+        its first own frame does otherwise than the frame before would show as a flicker.
+        """
         clips, total = conditions.times.shape
         size, overlap = int(self.config.preprocessing["frames"]), int(self.config.overlap)
         side = self.size // downsampling(self.vae)
@@ -88,15 +92,29 @@ class ECGToEchoPipeline(EchoPipeline):
         latents = torch.zeros_like(noise)
         if first is not None:
             latents[:, 0] = first
-        spans = list(windows(total, size, min(overlap, size - 1)) if size > 1 else [(0, 0)])
+        spans = list(windows(total, size, min(overlap, size - 1)))
         with self.progress_bar(total=steps * len(spans)) as bar:
             for start, known in spans:
                 part = part_of(conditions, start, size, float(self.conditioner.config.rate))
-                known = max(known, int(first is not None and start == 0))
                 there = slice(start, start + part.times.shape[1])
-                latents[:, there] = self._window(part, latents[:, there], known, noise[:, there], steps, guidance_scale)
+                fading = self._fading(known)
+                given = known - fading if start else int(first is not None)
+                made = self._window(part, latents[:, there], given, noise[:, there], steps, guidance_scale)
+                latents[:, there] = _faded(latents[:, there], made, given, fading)
                 bar.update(steps)
         return latents
+
+    def seams(self, num_frames: int) -> list[int]:
+        """Numbers of the frames over which a later window takes over; empty for a clip of one window."""
+        size, overlap = int(self.config.preprocessing["frames"]), int(self.config.overlap)
+        spans = [
+            (start + known, self._fading(known)) for start, known in windows(num_frames, size, min(overlap, size - 1)) if start
+        ]
+        return [frame for end, fading in spans for frame in range(end - fading, end + 1)]
+
+    def _fading(self, known: int) -> int:
+        """How many of the `known` frames of a later window are made again."""
+        return min(known, int(self.config.overlap)) // 2
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames [B,T,H,W] in [0,1] of latents [B,T,C,h,w], in chunks of a fixed size: a frame does not depend on how many there are."""
@@ -134,3 +152,13 @@ class ECGToEchoPipeline(EchoPipeline):
         # Drawn where the generator lives: with CPU generators every device starts from the same noise.
         drawn = [torch.randn(shape, generator=g, device=g.device if g is not None else device) for g in each]
         return torch.stack([noise.to(device) for noise in drawn])
+
+
+def _faded(before: Tensor, made: Tensor, given: int, fading: int) -> Tensor:
+    """A window's frames [B,T,...]: `made`, but frames `given` to `given + fading` pass from `before` to it in even steps."""
+    if fading == 0:
+        return made
+    weight = torch.arange(1, fading + 1, device=made.device, dtype=made.dtype) / (fading + 1)
+    there = slice(given, given + fading)
+    mixed = torch.lerp(before[:, there], made[:, there], weight.reshape(-1, *(1,) * (made.ndim - 2)))
+    return torch.cat([made[:, :given], mixed, made[:, given + fading :]], dim=1)
