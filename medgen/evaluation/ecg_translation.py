@@ -57,7 +57,7 @@ def evaluate(
     split: Literal["train", "val", "test"] = "test",
     trajectories: int = 8,
     steps: int | None = None,
-    limit: int = 200,
+    limit: int = 100,
     cache: Path | None = None,
     seed: int = 0,
 ) -> Path:
@@ -219,10 +219,11 @@ def r_peak_agreement(
     """F1 within each tolerance, timing of the matched peaks (ms) and error of the heart rate (bpm) of signals [S]."""
     found = [_r_peaks(signal, preparation) for signal in signals]
     ends = [len(signal) / preparation.rate - EDGE_SECONDS for signal in signals]
-    inner = [[t[(t > EDGE_SECONDS) & (t < end)] for t in pair] for pair, end in zip(zip(found, true), ends)]
+    inner = [
+        [t[(t > EDGE_SECONDS) & (t < end)] for t in pair] for pair, end in zip(zip(found, true), ends)
+    ]  # filters ring at ends
     result: dict[str, float] = {}
     for tolerance in TOLERANCES_MS:
-        # only peaks of the other side may lie in the edges: a match across the border is a match
         matches = [match_peaks(a, b, tolerance / 1000) for a, b in inner]
         result[f"f1_{tolerance}ms"] = f1(matches)
     errors = np.concatenate([match.errors for match in matches]) * 1000
