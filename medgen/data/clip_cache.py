@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medgen.data.disk_cache import write_atomically
 from medgen.data.latent_cache import Progress, cache_key, wait_for
 from medgen.stopping import STOP
 
@@ -57,7 +59,8 @@ class ClipCache(torch.utils.data.Dataset[Arrays]):
             moments = {name: torch.cat([part[i] for part in parts]).float().cpu() for i, name in enumerate(("mean", "std"))}
             if not all(bool(value.isfinite().all()) for value in moments.values()):
                 raise ValueError(f"the autoencoder gives latents that are not finite for clip {ids[index]!r}")
-            _write(cache.path(index), {**kept, **{name: value.half().numpy() for name, value in moments.items()}})
+            arrays: dict[str, Any] = {**kept, **{name: value.half().numpy() for name, value in moments.items()}}
+            write_atomically(cache.path(index), partial(np.savez, allow_pickle=False, **arrays))
             progress.step()
             STOP.check()
         wait_for(lambda: all(cache.path(i).is_file() for i in range(len(cache))), f"the other processes to fill {cache.folder}")
@@ -74,14 +77,3 @@ class ClipCache(torch.utils.data.Dataset[Arrays]):
     def __getitem__(self, index: int) -> Arrays:
         with np.load(self.path(index), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

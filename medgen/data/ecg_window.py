@@ -42,4 +42,4 @@ def ecg_window(prepared: PreparedECG, first: float, last: float, margin: float =
             signal[LEADS.index(name), inside] = np.nan_to_num(part)
             recorded[LEADS.index(name), inside] = np.isfinite(part)
     start = prepared.start + skipped / prepared.rate - first  # -margin, to the nearest sample
-    return EcgWindow(signal, recorded.any(1), recorded.any(0), start, prepared.rate)
+    return EcgWindow(signal, np.any(recorded, axis=1), np.any(recorded, axis=0), start, prepared.rate)

@@ -99,7 +99,7 @@ def _predict(denoiser: nn.Module, frames: FrameBatch, latents: Tensor, level: fl
 def _joined(batches: Sequence[FrameBatch]) -> FrameBatch:
     """Several batches as one, shorter contexts padded."""
     names = ("latents", "times", "known", "present")
-    values = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+    values: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
     for kind, parts in (
         (("context", "context_times", "context_mask"), list(_contexts(batches))),
         (("features", "feature_mask"), list(_features(batches))),

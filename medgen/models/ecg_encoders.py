@@ -90,8 +90,11 @@ class PublishedECGEncoder(ModelMixin, ConfigMixin):
         if architecture not in ARCHITECTURES:
             raise ECGEncoderError(f"no architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
         kind = ARCHITECTURES[architecture]
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in (shape or {}).items()
+        }
         try:
-            self.network = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in (shape or {}).items()})
+            self.network = kind(**given)
             self.wants = ECGInput.model_validate({**kind.wants.model_dump(), **(input or {})})
         except (TypeError, ValueError) as error:
             raise ECGEncoderError(f"{architecture}: shape {shape} or input {input} cannot be: {error}") from None

@@ -219,4 +219,4 @@ def _view(name: str | None) -> int:
         return -1
     if name not in ECHO_VIEWS:
         raise ValueError(f"view {name!r}: expected one of {', '.join(ECHO_VIEWS)}")
-    return ECHO_VIEWS.index(name)  # type: ignore[arg-type]
+    return ECHO_VIEWS.index(name)

@@ -23,7 +23,7 @@ from medgen.data.latent_cache import module_hash
 from medgen.diffusion.frames import FrameBatch
 from medgen.diffusion.objectives import Objective, ObjectiveConfig, denoising_loss
 from medgen.models.autoencoder import downsampling, encode_moments, load_autoencoder
-from medgen.models.denoiser import DenoiserConfig, build_denoiser
+from medgen.models.denoiser import DenoiserConfig, SequenceTransformer, build_denoiser
 from medgen.models.ecg_encoders import load_ecg_encoder
 from medgen.models.echo_conditioner import (
     CONDITIONS,
@@ -91,7 +91,9 @@ class ECGToEchoRecipe(Config):
     dropout: ConditionDropout = ConditionDropout()
     known: KnownFrames = KnownFrames()
     shown_frames: int | None = Field(
-        None, ge=2, description="of each window, learn only this many frames at random, at their times: more hearts for the same work"
+        None,
+        ge=2,
+        description="of each window, learn only this many frames at random, at their times: more hearts for the same work",
     )
     cache: Path = Field(..., description="folder of cached clips: latents of every frame and prepared ECGs, computed once")
     sampling: EchoSamplingDefaults = EchoSamplingDefaults()
@@ -207,7 +209,7 @@ class ECGToEcho:
     def pipeline(self, modules: dict[str, nn.Module]) -> ECGToEchoPipeline:
         """These weights as a pipeline (shared, not copied)."""
         model = modules["model"]
-        assert isinstance(model, ConditionedDenoiser)
+        assert isinstance(model, ConditionedDenoiser) and isinstance(model.denoiser, SequenceTransformer)
         return ECGToEchoPipeline(
             vae=self.vae,
             denoiser=model.denoiser,

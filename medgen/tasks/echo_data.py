@@ -121,7 +121,7 @@ class CachedClips(Dataset[dict[str, Any]]):
         start = float(arrays["times"][first])
         grid = np.arange(wanted) / fps  # padded frames and the length of the ECG do not depend on the camera's rhythm
         times = np.where(np.arange(wanted) < count, np.pad(arrays["times"][part] - start, (0, missing)), grid)
-        item = {
+        item: dict[str, Any] = {
             "id": record.record_id,
             "mean": _padded(arrays["mean"][part], missing),
             "std": _padded(arrays["std"][part], missing),
