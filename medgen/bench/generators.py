@@ -22,6 +22,15 @@ from medgen.sampling.source import find_pipeline, load_pipeline
 from medgen.seeds import generator
 
 _MARGIN = 1.5  # seconds of ECG around the clip
+_QUALITY = {
+    "HR MAE bpm": ("generated", "heart_rate", "mae"),
+    "ED ms": ("generated", "phase", "ed", "median_ms"),
+    "ES ms": ("generated", "phase", "es", "median_ms"),
+    "EF R²": ("generated", "ejection_fraction", "r2"),
+    "EF MAE": ("generated", "ejection_fraction", "mae"),
+    "FVD ÷ floor": ("videos", "metrics", "frechet", "ratio"),
+}
+"""Column → where it lies in an evaluation's metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,14 @@ class GeneratorTimes:
         measures = list(dict.fromkeys(name for row in self.rows for name in row["quality"]))
         name, threads, frames = self.machine["name"], self.machine["threads"], self.clip["frames"]
         table = Table(title=f"clips of {frames} frames on {name}, {threads} threads, torch {self.machine['torch']}")
-        for heading in ("pipeline", "kind", "M parameters", "steps", "evaluations", "s per clip", *measures):
+        for heading in ("pipeline", "kind", "M parameters", "steps", "evaluations", "s per clip", "CPU s", *measures):
             table.add_column(heading, justify="left" if heading in ("pipeline", "kind") else "right")
         for row in self.rows:
             values = (f"{row['quality'][name]:.3g}" if name in row["quality"] else "" for name in measures)
-            parameters, seconds = f"{row['parameters'] / 1e6:.2f}", f"{row['seconds_per_clip']:.2f}"
+            parameters = f"{row['parameters'] / 1e6:.2f}"
+            seconds = (f"{row['seconds_per_clip']:.2f}", f"{row['cpu_seconds_per_clip']:.2f}")
             table.add_row(
-                row["pipeline"], row["kind"], parameters, str(row["steps"]), f"{row['evaluations']:g}", seconds, *values
+                row["pipeline"], row["kind"], parameters, str(row["steps"]), f"{row['evaluations']:g}", *seconds, *values
             )
         console = Console(width=110 + 12 * len(measures))
         with console.capture() as captured:
@@ -99,7 +109,8 @@ def bench_generators(
 
 
 def _cost(pipeline: Any, steps: int, frames: int, repeats: int) -> dict[str, float]:
-    """Median seconds of one clip, and the network's evaluations in it (a batch of two rows is two)."""
+    """Median seconds of one clip, by the clock and of this process on the CPU (what other work on the machine does not change so
+    much), and the network's evaluations in it (a batch of two rows is two)."""
     evaluations = 0
 
     def count(_: Any, given: tuple[Any, ...]) -> None:
@@ -107,9 +118,10 @@ def _cost(pipeline: Any, steps: int, frames: int, repeats: int) -> dict[str, flo
         evaluations += len(given[0])
 
     ecg, seconds = _ecg(frames / float(pipeline.config.preprocessing["fps"])), []
+    worked: list[float] = []
     hook = pipeline.denoiser.register_forward_pre_hook(count)
     for repeat in range(repeats + 1):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         pipeline(
             ecg,
             ejection_fraction=55.0,
@@ -120,8 +132,13 @@ def _cost(pipeline: Any, steps: int, frames: int, repeats: int) -> dict[str, flo
         )
         if repeat:  # the first is warm-up
             seconds.append(time.perf_counter() - start)
+            worked.append(time.process_time() - start_cpu)
     hook.remove()
-    return {"evaluations": evaluations / (repeats + 1), "seconds_per_clip": statistics.median(seconds)}
+    return {
+        "evaluations": evaluations / (repeats + 1),
+        "seconds_per_clip": statistics.median(seconds),
+        "cpu_seconds_per_clip": statistics.median(worked),
+    }
 
 
 def _ecg(seconds: float) -> ECG:
@@ -135,9 +152,15 @@ def _networks(pipeline: Any) -> list[torch.nn.Module]:
 
 
 def headline(folder: Path) -> dict[str, float]:
-    """The headline figures of an evaluation, by name. Raises `ValueError` where the folder holds none."""
+    """The figures of an evaluation that stand for quality, by name; those that it has. `ValueError` where the folder holds none."""
     path = folder / "metrics.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no metrics.json: give a folder that `medgen evaluate ecg-to-echo` wrote")
-    values = json.loads(path.read_text()).get("headline", {})
-    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    figures, found = json.loads(path.read_text()), {}
+    for name, keys in _QUALITY.items():
+        value: Any = figures
+        for key in (*keys, "value"):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = float(value)
+    return found

@@ -82,12 +82,9 @@ class MaskedECGToEchoPipeline(EchoPipeline):
 
         Each clip for itself: a logit that differs in its last bit because of a neighbour could make another video.
         """
-        span = int(self.tokenizer.config.frames_per_token)
-        conditions = of_token_frames(conditions, span)
+        conditions = of_token_frames(conditions, int(self.tokenizer.config.frames_per_token))
         clips, total = conditions.times.shape
-        size = self.tokenizer.token_frames(int(self.config.window or self.config.preprocessing["frames"]))
-        overlap = min(max(1, -(-int(self.config.overlap) // span)), size - 1)
-        spans = list(windows(total, size, overlap) if size > 1 else [(0, 0)])
+        size, spans = self._windows(total)
         side = self.size // int(self.tokenizer.config.patch_size)
         shape = (clips, total, side, side, int(self.denoiser.config.codes_per_place))
         codes = torch.zeros(shape, dtype=torch.long, device=self._execution_device)
@@ -113,6 +110,17 @@ class MaskedECGToEchoPipeline(EchoPipeline):
         """Frames [B,T,H,W] in [0,1] of codes [B,T',h,w,G], clip by clip; T is that of whole token frames."""
         videos = torch.cat([self.tokenizer.decode(clip[None]) for clip in latents])
         return ((videos[:, :, 0].float() + 1) / 2).clamp(0, 1)
+
+    def seams(self, num_frames: int) -> list[int]:
+        """As in `EchoPipeline`: first frames of the first token frames that a later window made."""
+        _, spans = self._windows(self.tokenizer.token_frames(num_frames))
+        return [self.tokenizer.frames(start + known) for start, known in spans if start]
+
+    def _windows(self, total: int) -> tuple[int, list[tuple[int, int]]]:
+        """Token frames in a window, and (first, known) of the windows that cover `total` token frames."""
+        size = self.tokenizer.token_frames(int(self.config.window or self.config.preprocessing["frames"]))
+        overlap = min(max(1, -(-int(self.config.overlap) // int(self.tokenizer.config.frames_per_token))), size - 1)
+        return size, list(windows(total, size, overlap) if size > 1 else ((i, 0) for i in range(total)))
 
     def _predict(self, part: EchoConditions, scale: float | Mapping[str, float]) -> Predict:
         """Guided logits under the conditions of one window; what lacks a condition is computed in the same batch."""

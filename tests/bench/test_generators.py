@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluations_are_counted(folder: Path, tmp_path: Path) -> None:
     quality = tmp_path / "evaluation"
     quality.mkdir()
-    (quality / "metrics.json").write_text(json.dumps({"headline": {"EF MAE": 2.5, "note": "not a number"}}))
+    (quality / "metrics.json").write_text(
+        json.dumps({"generated": {"ejection_fraction": {"mae": {"value": 2.5}}, "phase": None}})
+    )
     result = bench_generators((str(folder),), (1,), frames=5, repeats=1, quality=(quality,), out=tmp_path / "times.json")
     own, one = json.loads((tmp_path / "times.json").read_text())["rows"]
     assert own["evaluations"] == 6 and one["evaluations"] == 2  # guidance doubles them

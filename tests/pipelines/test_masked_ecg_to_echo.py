@@ -126,6 +126,7 @@ def test_a_long_clip_goes_on_from_its_own_last_frames(pipeline: MaskedECGToEchoP
     codes = pipeline(ecg(seconds=8), start_seconds=1.5, num_frames=30, generator=torch.Generator().manual_seed(3),
                      output_type="latent").frames  # fmt: skip
     np.testing.assert_allclose(pipeline.decode(codes)[:, :30].numpy(), out.frames, atol=1e-6)
+    assert pipeline.seams(30) == [9, 15, 21, 25] and pipeline.seams(FRAMES) == []
     assert not (codes == 12).any()
 
 
