@@ -125,7 +125,7 @@ def _classifier(recipe: Any) -> Example:
     from medgen.models.classifier import FindingClassifier
 
     size = recipe.data.preprocessing.size
-    model = FindingClassifier(image_size=size, **recipe.model.model_dump())
+    model = FindingClassifier(image_size=size, **recipe.model.model_dump(exclude={"init_from"}))
     return model, lambda: model(torch.zeros(1, 1, size, size))
 
 
