@@ -36,6 +36,8 @@ from medgen.training.trained import TrainedModule, load_scaler, read_small, swit
 
 __all__ = ["EXIT_STOPPED", "EMAConfig", "TrainConfig", "TrainResult", "train"]
 
+_COUNTERS = ("step", "samples", "bad_in_a_row", "validated_step", "window", "last")  # what a checkpoint holds of a `Trainer`
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -125,11 +127,11 @@ class Trainer:
                 self.window[name] = [entry[0] + value, entry[1] + 1]
             rate = (self.step - measured_from) * self._step_samples / (time.monotonic() - started)
             self.report.progress(self.step, values.get("loss", float("nan")), rate, self.device)
-            if self.step % self.config.log_every == 0 or self.step == self.config.last_step:
+            if self._due(self.config.log_every):
                 self._log(rate)
             if stop or not self._border(fresh=True):
                 return self._stop()
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.last_step:
+            if self._due(self.config.checkpoint_every):
                 self._save()
         if self.step > measured_from or not (self.config.out / "export").exists():
             self._export()
@@ -232,9 +234,7 @@ class Trainer:
         starts = [self.samples + part * self.config.batch_size * self.world for part in range(self.config.accumulate)]
         finite = [all(bool(logs[name][part].isfinite()) for name in losses) for part in range(self.config.accumulate)]
         # The order is a pure function of its place: what was in the step can be read once more.
-        found = [suspects(EpochView(self.dataset), [self.order.batch(start) for start in starts], finite)]
-        if self.world > 1:
-            found = gather_object(found)
+        found = gather_object([suspects(EpochView(self.dataset), [self.order.batch(start) for start in starts], finite)])
         guilty = sorted(next(union for kind in zip(*found) if (union := set().union(*kind))))
         self.report.event("nonfinite", self.step + 1, ids=guilty)
         shown = ", ".join(guilty[:8]) + (f" and {len(guilty) - 8} more" if len(guilty) > 8 else "")
@@ -247,6 +247,10 @@ class Trainer:
 
     # --- what happens between steps ---
 
+    def _due(self, every: int) -> bool:
+        """Whether that is due now which is done `every` so many steps (0: never) and after the last one."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.last_step)
+
     def _log(self, rate: float) -> None:
         values = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
@@ -257,17 +261,12 @@ class Trainer:
 
     def _border(self, fresh: bool) -> bool:
         """Validation and previews that are due at this step; false if stopped meanwhile. Redone on resume where interrupted."""
-        due = self.config.validate_every and (self.step % self.config.validate_every == 0 or self.step == self.config.last_step)
-        if due and self.validated_step != self.step and len(self.validation):
+        if self._due(self.config.validate_every) and self.validated_step != self.step and len(self.validation):
             with self._averaged():
                 if not self._validate():
                     return False
             self.validated_step = self.step
-        if (
-            fresh
-            and self.config.preview_every
-            and (self.step % self.config.preview_every == 0 or self.step == self.config.last_step)
-        ):
+        if fresh and self._due(self.config.preview_every):
             self._show(lambda modules: self.report.pictures(self.step, self.task.preview(modules, self.config.seed)))
         return True
 
@@ -297,8 +296,6 @@ class Trainer:
         return True
 
     def _anyone_stops(self) -> bool:
-        if self.world == 1:
-            return STOP.requested
         return bool(self.accelerator.reduce(torch.tensor(float(STOP.requested), device=self.device), "sum").item())
 
     @torch.no_grad()
@@ -346,12 +343,7 @@ class Trainer:
         modules = {trained.name: trained.save(folder, snapshot) for trained, snapshot in zip(self.trained, snapshots)}
         scaler = self.accelerator.scaler
         state = {
-            "step": self.step,
-            "samples": self.samples,
-            "bad_in_a_row": self.bad_in_a_row,
-            "validated_step": self.validated_step,
-            "window": self.window,
-            "last": self.last,
+            **{name: getattr(self, name) for name in _COUNTERS},
             "metrics_bytes": self.report.durable_bytes(),
             "world": self.world,
             "dataset_length": self._data()[0],
@@ -384,8 +376,8 @@ class Trainer:
         for trained in self.trained:
             trained.load(folder, state["modules"][trained.name])
         load_scaler(self.accelerator, state["scaler"])
-        self.step, self.samples, self.bad_in_a_row = state["step"], state["samples"], state["bad_in_a_row"]
-        self.validated_step, self.window, self.last = state["validated_step"], state["window"], state["last"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
         return int(state["metrics_bytes"])
 
     def _stop(self) -> TrainResult:
