@@ -217,7 +217,7 @@ def build_conditioner(
             return EchoConditioner(rate, encoder_dim=encoder_dim, **config.model_dump())
         except ValueError as error:
             raise ConfigError(f"conditioner: {error}") from None
-    model = EchoConditioner.from_pretrained(component(init_from, "conditioner"), torch_dtype=torch.float32)
+    model = EchoConditioner.from_pretrained(component(init_from, "conditioner"), dtype=torch.float32)
     if model.config.rate != rate:
         raise ConfigError(
             f"data.ecg.rate: {rate:g} Hz, but the conditioner of {init_from} was trained with {model.config.rate:g} Hz"

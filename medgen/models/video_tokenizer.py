@@ -297,7 +297,7 @@ def _causal(frames: int, memory: int, device: torch.device) -> Tensor:
 def build_video_tokenizer(config: VideoTokenizerConfig) -> VideoTokenizer:
     """A new tokenizer, or the trained one at `config.init_from` (whose shape then counts)."""
     if config.init_from is not None:
-        return VideoTokenizer.from_pretrained(component(config.init_from, "tokenizer"), torch_dtype=torch.float32)
+        return VideoTokenizer.from_pretrained(component(config.init_from, "tokenizer"), dtype=torch.float32)
     try:
         return VideoTokenizer(**config.model_dump(exclude={"init_from"}))
     except ValueError as error:
@@ -306,5 +306,5 @@ def build_video_tokenizer(config: VideoTokenizerConfig) -> VideoTokenizer:
 
 def load_video_tokenizer(path: str | Path) -> VideoTokenizer:
     """The trained tokenizer at `path` (its folder, or a pipeline that has one), frozen, in evaluation mode and float32."""
-    model = VideoTokenizer.from_pretrained(component(path, "tokenizer"), torch_dtype=torch.float32)
+    model = VideoTokenizer.from_pretrained(component(path, "tokenizer"), dtype=torch.float32)
     return model.requires_grad_(False).eval()

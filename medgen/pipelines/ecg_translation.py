@@ -105,9 +105,9 @@ class ECGTranslationPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ECGTranslationPipeline:
-        """As in diffusers, from safetensors only; float32 unless `torch_dtype` says otherwise (folders are shipped in half)."""
-        if "torch_dtype" not in kwargs and "dtype" not in kwargs:
-            kwargs["torch_dtype"] = torch.float32
+        """As in diffusers, from safetensors only; float32 unless `dtype` says otherwise (folders are shipped in half)."""
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
         return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ def load_judge(path: str | Path | None = None, device: torch.device | str | None
     if not (folder / "config.json").is_file():
         advice = "train it: medgen train segmenter --config configs/segmenter/digital_echo.yaml"
         raise EvaluationError(f"no video segmenter at {folder}; {advice}, and pass its export folder with --judge")
-    model = VideoSegmenter.from_pretrained(folder, torch_dtype=torch.float32)
+    model = VideoSegmenter.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(model, VideoSegmenter)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
