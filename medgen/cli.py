@@ -39,7 +39,7 @@ def train(task: str, overrides: Sequence[str], config: Path) -> None:
 
 VERBS = {
     "doctor": Verb("what this machine can do, and what each recipe would need", "medgen.doctor:doctor"),
-    "demo": Verb("sample, fine-tune, resume and evaluate the shipped pipeline; leaves one page to open", "medgen.demo.run:demo"),
+    "demo": Verb("sample, fine-tune, resume and evaluate the shipped pipelines; leaves one page to open", "medgen.demo.run:demo"),
     "digital chest": Verb(
         "make digital chest patients: films, reports, masks, numeric truth", "medgen.digital.chest:write_dataset"
     ),
