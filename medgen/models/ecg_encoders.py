@@ -299,7 +299,7 @@ def load_ecg_encoder(folder: str | Path) -> PublishedECGEncoder:
     """The encoder at `folder`, frozen, float32. Raises `ECGEncoderError` where its files are missing or not each other's."""
     try:
         model, found = PublishedECGEncoder.from_pretrained(
-            component(folder, "ecg_encoder"), use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True,
+            component(folder, "ecg_encoder"), use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             low_cpu_mem_usage=False,
         )  # fmt: skip
     except ECGEncoderError:
