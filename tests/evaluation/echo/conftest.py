@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,14 +21,14 @@ from medgen.evaluation.echo.cases import write_echo_cases
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Manifest of 44 held-out digital clips."""
-    return write_dataset(tmp_path_factory.mktemp("reference"), 44, seed=91, processes=1)
+    """Manifest of 16 held-out digital clips."""
+    return write_dataset(tmp_path_factory.mktemp("reference"), 16, seed=91, processes=1)
 
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
     out = tmp_path_factory.mktemp("cases") / "cases.jsonl"
-    sizes = {"n": 24, "shifts": 8, "controls": 12, "grid": 2, "irregular": 5, "joined": 0, "one": 3, "repeats": 2}
+    sizes = {"n": 10, "shifts": 4, "controls": 8, "grid": 1, "irregular": 2, "joined": 0, "one": 2, "repeats": 1}
     return write_echo_cases(reference, out, split=None, **sizes)
 
 
@@ -41,8 +42,10 @@ def obedient(tmp_path_factory: pytest.TempPathFactory, reference: Path, cases: P
 @pytest.fixture(scope="session")
 def deaf(tmp_path_factory: pytest.TempPathFactory, reference: Path, cases: Path) -> Path:
     """Good-looking hearts that beat as they like."""
-    manifest = read_manifest(reference, record=EchoRecord)
-    return generate(manifest, cases, tmp_path_factory.mktemp("generated") / "deaf", obedient=False)
+    folder, manifest = tmp_path_factory.mktemp("deaf"), read_manifest(reference, record=EchoRecord)
+    chosen = [line for line in cases.read_text().splitlines() if json.loads(line)["purpose"] in ("population", "shift", "ef")]
+    (folder / "cases.jsonl").write_text("\n".join(chosen))
+    return generate(manifest, folder / "cases.jsonl", folder / "generated", obedient=False)
 
 
 @pytest.fixture

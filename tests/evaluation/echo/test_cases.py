@@ -33,9 +33,9 @@ def test_the_sampler_reads_them_and_finds_their_files(cases):
 def test_every_purpose_is_there(lines):
     counts = Counter(line["purpose"] for line in lines)
     assert set(counts) == {"population", "shift", "shuffle", "absent", "ef", "heart_rate", "irregular", "one", "diversity"}
-    assert counts["population"] == 24
-    assert counts["shift"] == 16
-    assert counts["ef"] == 12
+    assert counts["population"] == 10
+    assert counts["shift"] == 8
+    assert counts["ef"] == 6
     assert len({line["case_id"] for line in lines}) == len(lines)
 
 
@@ -89,6 +89,8 @@ def test_the_rates_asked_for_are_spread(lines):
     rates = [line["asked_rate"] for line in lines if line["purpose"] == "heart_rate"]
     assert min(rates) == 40
     assert max(rates) == 140
+    slow = [line for line in lines if line["purpose"] == "heart_rate" and line["asked_rate"] == 40]
+    assert slow[0]["num_frames"] == 64  # long enough for two beats
 
 
 def test_a_manifest_without_synchronous_ecgs_is_refused(tmp_path, reference):
