@@ -92,7 +92,8 @@ VERBS = {
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),
     "bench generators": Verb(
-        "echo generators side by side: seconds per clip, evaluations, parameters, quality", "medgen.bench.generators:bench_generators"
+        "echo generators side by side: seconds per clip, evaluations, parameters, quality",
+        "medgen.bench.generators:bench_generators",
     ),
 }
 
