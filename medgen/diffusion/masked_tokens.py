@@ -53,9 +53,9 @@ def masked_loss(logits: Tensor, codes: Tensor, hidden: Tensor, label_smoothing: 
 
 @dataclass(frozen=True)
 class MaskedDecoding:
-    """`steps` rounds; Gumbel noise on the choice of codes (`temperature`) and on what is kept (`choice_temperature`).
+    """`steps` rounds; codes are drawn at `temperature`; Gumbel noise of `choice_temperature` is added to how sure a code is.
 
-    `choice_temperature` falls to 0 over the rounds: early ones explore, the last keeps what is surest.
+    That noise falls to 0 over the rounds: early ones explore, the last keeps what is surest.
     """
 
     steps: int = 16
@@ -90,14 +90,12 @@ def decode_masked(
         share = float(mask_share(step / decoding.steps))
         levels = torch.full(known.shape, share, device=codes.device).masked_fill(known, 0.0)
         logits = predict(current, levels).float()
-        drawn = _gumbel(logits.shape, generator, logits.device) * decoding.temperature
-        sampled = (logits + drawn).argmax(-1)
+        sampled = _drawn(logits, decoding.temperature, generator)
         current = torch.where(hidden, sampled, current)
         left = float(mask_share((step + 1) / decoding.steps)) if step + 1 < decoding.steps else 0.0
         annealed = decoding.choice_temperature * (1 - (step + 1) / decoding.steps)
-        sure = logits.log_softmax(-1).gather(-1, sampled[..., None])[..., 0] + annealed * _gumbel(
-            codes.shape, generator, codes.device
-        )
+        sure = logits.gather(-1, sampled[..., None])[..., 0] - logits.logsumexp(-1)
+        sure = sure - annealed * torch.log(-torch.log(_uniform(codes.shape, generator, codes.device)))  # plus Gumbel noise
         keep_hidden = (total * left).floor().long()
         ranks = sure.masked_fill(~hidden, math.inf).flatten(1).argsort(1).argsort(1)
         hidden = (ranks < keep_hidden[:, None]).view_as(codes) & hidden
@@ -107,11 +105,19 @@ def decode_masked(
     return current
 
 
-def _gumbel(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Standard Gumbel noise, sequence i from generator i where there is one for each."""
+def _drawn(logits: Tensor, temperature: float, generator: Generators) -> Tensor:
+    """A code for each place, drawn from softmax(logits / temperature) by one uniform number; at temperature 0 the likeliest."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    reached = (logits / temperature).softmax(-1).cumsum(-1)
+    wanted = _uniform(logits.shape[:-1], generator, logits.device)[..., None] * reached[..., -1:]
+    return (reached < wanted).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _uniform(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    """Numbers between 0 and 1, neither included; sequence i's from generator i where there is one for each."""
     if isinstance(generator, Sequence):
-        uniform = torch.stack([torch.rand(tuple(shape[1:]), generator=g, device=g.device).to(device) for g in generator])
+        drawn = torch.stack([torch.rand(tuple(shape[1:]), generator=g, device=g.device).to(device) for g in generator])
     else:
-        where = device if generator is None else generator.device
-        uniform = torch.rand(tuple(shape), generator=generator, device=where).to(device)
-    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        drawn = torch.rand(tuple(shape), generator=generator, device=device if generator is None else generator.device).to(device)
+    return drawn.clamp(1e-20, 1 - 1e-7)

@@ -112,3 +112,20 @@ def test_one_step_shows_everything_at_once() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 step"):
         MaskedDecoding(steps=0)
+
+
+def test_codes_are_drawn_as_often_as_the_model_says() -> None:
+    share = torch.tensor([0.7, 0.2, 0.1])
+
+    def says(codes: Tensor, levels: Tensor) -> Tensor:
+        return share.log().expand(*codes.shape, 3)
+
+    def drawn(temperature: float) -> Tensor:
+        known = torch.zeros(1, 1, dtype=torch.bool)
+        decoding = MaskedDecoding(1, temperature=temperature)
+        codes = decode_masked(says, torch.zeros(1, 1, 20000, dtype=torch.long), known, 3, decoding, rng())
+        return torch.bincount(codes.flatten(), minlength=3) / 20000
+
+    torch.testing.assert_close(drawn(1.0), share, atol=0.015, rtol=0)
+    torch.testing.assert_close(drawn(2.0), share.sqrt() / share.sqrt().sum(), atol=0.015, rtol=0)
+    assert drawn(0.0).tolist() == [1.0, 0.0, 0.0]
