@@ -139,7 +139,7 @@ def prepare_signals(
     for i, name in enumerate(names):
         if name in rows:
             values[i] = rows[name][:length]
-    return values, np.isfinite(values).all(1) & (length > 0)
+    return values, np.asarray(np.isfinite(values).all(1) & (length > 0))
 
 
 def _store(folder: Path, found: dict[str, NDArray[np.float32]], left_out: dict[str, str]) -> None:
