@@ -73,19 +73,20 @@ def write_echo_cases(
     one: int = 8,
     repeats: int = 6,
     frames: int | None = None,
+    first_frames: bool = True,
     seed: int = 0,
     split: Split | None = "test",
 ) -> Path:
     """Write the standard echo cases for `medgen sample ecg-to-echo --cases OUT`, with the ECGs and frames they need beside the file.
 
-    The defaults ask for about 420 times the frames of one clip: 14 minutes at 2 s a clip.
+    The defaults ask for about 415 times the frames of one clip: 14 minutes at 2 s a clip.
 
     Args:
         reference: manifest of held-out clips with beat-synchronous ECGs.
         out: file to write (.jsonl); its folder also receives ecg/ and first_frames/.
         long: further held-out manifests, for example long clips of atrial fibrillation, used for irregular rhythms and joined windows.
-        n: clips of the population: own ECG, EF and view, no first frame.
-        shifts: patients whose ECG is also given shifted in time, twice each.
+        n: clips of the population: own ECG, EF, view and first frame.
+        shifts: patients whose ECG is given as it is and twice shifted in time.
         controls: patients given another patient's ECG, and as many given none.
         grid: patients asked for every EF from 20 to 70; a third as many ECGs of every rate from 40 to 140 bpm.
         irregular: long clips of atrial fibrillation and premature beats.
@@ -93,12 +94,13 @@ def write_echo_cases(
         one: patients whose first frame is held while rate, EF or ECG change one at a time.
         repeats: patients with three further clips from other seeds.
         frames: of a clip; the reference's own if not given.
+        first_frames: give the own first frame where it was taken at frame 0; never in controls, since a frame tells the phase.
         seed: of the choice and of the noise.
         split: which split of the manifests; all of them with None.
     """
     held = _read(reference, split)
     far = [h for path in long for h in _read(path, split, required=False)] or held
-    writer = _Writer(out.parent, frames or int(np.median([h.record.frames for h in held])), seed)
+    writer = _Writer(out.parent, frames or int(np.median([h.record.frames for h in held])), seed, first_frames)
     out.parent.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(stable_seed("echo cases", seed)).permutation(len(held))
     held = [held[i] for i in order]
@@ -108,7 +110,8 @@ def write_echo_cases(
             f"{reference}: {len(regular)} held-out clips with a regular, beat-synchronous ECG; at least 2 are needed"
         )
     cases = [
-        *_population(writer, held[:n], regular, shifts, repeats),
+        *_population(writer, held[:n], repeats),
+        *_shifts(writer, regular[:shifts]),
         *_controls(writer, held[:controls]),
         *_fractions(writer, regular[-grid:]),
         *_rates(writer, regular, max(grid // 3, 1)),
@@ -138,6 +141,7 @@ class _Writer:
     folder: Path
     frames: int
     seed: int
+    first_frames: bool
 
     def case(self, name: str, purpose: str, held: _Held, given: _Held | None = None, **changes: Any) -> dict[str, Any]:
         """A case about `held` with the ECG of `given` (default: its own). `start`: frame 0 in s of the given clip's time.
@@ -181,6 +185,10 @@ class _Writer:
             Image.fromarray(load_video(held.root / held.record.video, held.record.fps).frames[0]).save(path)
         return f"first_frames/{path.name}"
 
+    def still(self, held: _Held, start: float = 0.0) -> dict[str, str]:
+        """The own first frame, if the clip starts where it was taken."""
+        return {"first_frame": self.first_frame(held)} if self.first_frames and start == 0 else {}
+
     def _ecg(self, held: _Held) -> str:
         """WFDB records are copied with their signal files, another kind of file as it is."""
         source = held.root / str(held.record.ecg)
@@ -199,27 +207,28 @@ def _near(events: Floats, seconds: float) -> list[float | None]:
     return [None if np.isnan(t) else round(float(t), 4) for t in events if np.isnan(t) or -3 < t < seconds + 3]
 
 
-def _population(
-    writer: _Writer, held: Sequence[_Held], regular: Sequence[_Held], shifts: int, repeats: int
-) -> Iterator[dict[str, Any]]:
-    """Own ECGs; of the first regular ones also shifted, of the first few from other seeds."""
-    shifted = [h for h in held if any(h is r for r in regular)][:shifts]
+def _population(writer: _Writer, held: Sequence[_Held], repeats: int) -> Iterator[dict[str, Any]]:
+    """Own ECGs, EF and first frames; of the first few without a first frame and from several seeds."""
     for number, h in enumerate(held):
-        name = f"population-{number:03d}"
-        pair = {"pair_id": f"shift-{number:03d}", "variant": "base"} if any(h is s for s in shifted) else {}
-        yield writer.case(name, "population", h, **pair)
-        for k, share in enumerate(SHIFTS[number % 2 : number % 2 + 2] if pair else ()):
-            delta = round(share * 60 / h.rate, 4)
-            extra = {"pair_id": pair["pair_id"], "variant": f"shift{k}", "shift_s": delta, "seed_name": name}
-            yield writer.case(f"shift-{number:03d}-{k}", "shift", h, start=-delta, **extra)
+        yield writer.case(f"population-{number:03d}", "population", h, **writer.still(h))
     for number, h in enumerate(held[:repeats]):
         yield writer.case(f"diversity-{number:03d}", "diversity", h, n=3)
 
 
-def _controls(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]]:
-    """The same patients and seeds as in the population, with the next patient's ECG, and with none."""
+def _shifts(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]]:
+    """The own ECG as it is and twice shifted, from one noise; no first frame, which would tell the phase."""
     for number, h in enumerate(held):
-        seed_name, other = f"population-{number:03d}", held[(number + 1) % len(held)]
+        pair = {"pair_id": f"shift-{number:03d}", "seed_name": f"shift-{number:03d}"}
+        yield writer.case(f"shift-{number:03d}-base", "shift", h, variant="base", **pair)
+        for k, share in enumerate(SHIFTS[number % 2 : number % 2 + 2]):
+            delta = round(share * 60 / h.rate, 4)
+            yield writer.case(f"shift-{number:03d}-{k}", "shift", h, start=-delta, variant=f"shift{k}", shift_s=delta, **pair)
+
+
+def _controls(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]]:
+    """The same patients and noise with the next patient's ECG, and with none; no first frame."""
+    for number, h in enumerate(held):
+        seed_name, other = f"control-{number:03d}", held[(number + 1) % len(held)]
         yield writer.case(f"shuffle-{number:03d}", "shuffle", h, other, seed_name=seed_name)
         yield writer.case(f"absent-{number:03d}", "absent", h, ecg=None, seed_name=seed_name)
 
@@ -238,7 +247,8 @@ def _rates(writer: _Writer, regular: Sequence[_Held], each: int) -> Iterator[dic
             slow = h.rate < SLOW
             frames = 2 * writer.frames if slow else writer.frames
             start = _centred(h, frames)
-            yield writer.case(f"rate-{rate}-{k}", "heart_rate", h, start=start, num_frames=frames, asked_rate=rate)
+            extra = {"start": start, "num_frames": frames, "asked_rate": rate, **writer.still(h, start)}
+            yield writer.case(f"rate-{rate}-{k}", "heart_rate", h, **extra)
 
 
 def _centred(held: _Held, frames: int) -> float:
@@ -253,11 +263,12 @@ def _long(writer: _Writer, held: Sequence[_Held], irregular: int, joined: int) -
     for number, h in enumerate(uneven[:irregular]):
         longest = int((h.seconds + 2 * min(h.record.ecg_offset, 1.0)) * h.record.fps)
         frames = min(max(longest, writer.frames), 3 * writer.frames)
-        extra = {"num_frames": frames, "start": _centred(h, frames)}
-        yield writer.case(f"irregular-{number:03d}", "irregular", h, **extra)
+        start = _centred(h, frames)
+        yield writer.case(f"irregular-{number:03d}", "irregular", h, num_frames=frames, start=start, **writer.still(h, start))
     for number, h in enumerate(sorted(held, key=lambda h: -h.record.frames)[:joined]):
         frames = 4 * writer.frames
-        yield writer.case(f"joined-{number:03d}", "joined", h, num_frames=frames, start=_centred(h, frames))
+        start = _centred(h, frames)
+        yield writer.case(f"joined-{number:03d}", "joined", h, num_frames=frames, start=start, **writer.still(h, start))
 
 
 def _one_at_a_time(writer: _Writer, regular: Sequence[_Held], count: int) -> Iterator[dict[str, Any]]:

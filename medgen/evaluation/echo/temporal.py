@@ -53,7 +53,7 @@ class Seams:
 
 
 def seams(clips: Sequence[Clip], seams_of: Callable[[Clip], Sequence[int]], seed: int = 0) -> Seams | None:
-    """`seams_of`: number of the first frame of every later window. None without a joined clip."""
+    """`seams_of`: numbers of the frames at which windows meet (several in a row where they fade over). None without a joined clip."""
     joined = [(clip, [s for s in seams_of(clip) if 2 <= s < len(clip.reading.times) - 1]) for clip in clips]
     joined = [(clip, places) for clip, places in joined if places]
     if not joined:
@@ -62,11 +62,12 @@ def seams(clips: Sequence[Clip], seams_of: Callable[[Clip], Sequence[int]], seed
     curves = [clip.reading.bend for clip, _ in joined]
     volumes = [_bend(clip.reading.volume) for clip, _ in joined]
     at = [places for _, places in joined]
-    between = [[(a + b) // 2 for a, b in zip([0, *places], places, strict=False)] for places in at]
+    between = [[(a + b) // 2 for a, b in zip([0, *places], places, strict=False) if b - a > 4] for places in at]
     (image,) = group_bootstrap(_ratio(curves, at), groups, seed, 300)
     (volume,) = group_bootstrap(_ratio(volumes, at), groups, seed, 300)
     (control,) = group_bootstrap(_ratio(curves, between), groups, seed, 300)
-    return Seams(image, volume, control, len(joined), sum(map(len, at)))
+    meetings = sum(b - a > 1 for places in at for a, b in zip([-9, *places], places, strict=False))
+    return Seams(image, volume, control, len(joined), meetings)
 
 
 def _bend(values: Floats) -> Floats:

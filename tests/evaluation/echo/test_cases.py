@@ -34,7 +34,7 @@ def test_every_purpose_is_there(lines):
     counts = Counter(line["purpose"] for line in lines)
     assert set(counts) == {"population", "shift", "shuffle", "absent", "ef", "heart_rate", "irregular", "one", "diversity"}
     assert counts["population"] == 10
-    assert counts["shift"] == 8
+    assert counts["shift"] == 12
     assert counts["ef"] == 6
     assert len({line["case_id"] for line in lines}) == len(lines)
 
@@ -58,7 +58,8 @@ def test_what_is_held_is_held(lines):
 def test_a_shift_moves_the_beats_of_the_video_and_the_second_read_from_the_ecg(lines, reference):
     records = {r.record_id: r for r in read_manifest(reference, record=EchoRecord).records}
     base = {line["pair_id"]: line for line in lines if line.get("variant") == "base"}
-    for line in (line for line in lines if line["purpose"] == "shift"):
+    assert not any("first_frame" in line for line in lines if line["purpose"] in ("shift", "shuffle", "absent"))
+    for line in (line for line in lines if line.get("shift_s") and line["purpose"] == "shift"):
         own, delta = base[line["pair_id"]], line["shift_s"]
         assert line["ecg_start"] == pytest.approx(records[line["record_id"]].ecg_offset - delta)
         moved = [t for t in line["r_true"] if 0 <= t <= 1.5]
