@@ -37,13 +37,15 @@ test: lint  ## every check: ruff, mypy, import-linter, pytest
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained
 	$(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
 	$(BIN)/medgen digital chest --n 3000 --seed 7001 --out data/digital_chest_judge
+	$(BIN)/medgen digital chest --n 4600 --seed 7001 --focus nodule --focus-n 600 --out data/digital_chest_judge_nodules
 	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_chest.yaml
 	$(BIN)/medgen train text-encoder --config configs/text_encoder/digital_chest.yaml
 	$(BIN)/medgen train text-to-cxr --config configs/text_to_cxr/digital_chest.yaml
 	$(BIN)/medgen train classifier --config configs/classifier/digital_chest.yaml
+	$(BIN)/medgen train classifier --config configs/classifier/digital_chest_nodules.yaml
 	mkdir -p medgen/pretrained
 	cp -rT runs/text_to_cxr/digital_chest/export medgen/pretrained/digital_chest
-	cp -rT runs/classifier/digital_chest/export medgen/pretrained/digital_chest_judge
+	cp -rT runs/classifier/digital_chest_nodules/export medgen/pretrained/digital_chest_judge
 	$(BIN)/medgen digital echo --n 1200 --seed 0 --out data/digital_echo
 	$(BIN)/medgen digital echo --n 600 --seed 7002 --out data/digital_echo_judge
 	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_echo.yaml
