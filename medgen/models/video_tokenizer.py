@@ -271,9 +271,10 @@ class _Block(nn.Module):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.space, self.time = Attention(width, heads), Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        last = nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), last)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        for layer in (self.space.to_out, self.time.to_out, self.mlp[2]):  # begins as the identity
+        for layer in (self.space.to_out, self.time.to_out, last):  # begins as the identity
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -84,7 +84,7 @@ class EchoPipeline(DiffusionPipeline):
         first = None if first_frame is None else self.encode_still(still_frames(first_frame, clips, self.size))
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latents = self.sample(conditions.to(self._execution_device), steps, scale, generator, first)
-        frames = latents if output_type == "latent" else self.decode(latents)[:, :count]
+        frames: Any = latents if output_type == "latent" else self.decode(latents)[:, :count]
         times: Any = conditions.times
         if output_type == "np":
             frames, times = frames.cpu().numpy(), times.numpy()
