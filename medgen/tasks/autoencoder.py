@@ -94,7 +94,9 @@ class AutoencoderTask:
             raise ConfigError(f"data.preprocessing.size: {size} is not a multiple of the autoencoder's downsampling, {side}")
         if self.recipe.decoder_only:
             if self.recipe.autoencoder.init_from is None:
-                raise ConfigError("decoder_only: a new encoder must be trained; give autoencoder.init_from, a trained autoencoder")
+                raise ConfigError(
+                    "decoder_only: a new encoder must be trained; give autoencoder.init_from, a trained autoencoder"
+                )
             for part in (model.encoder, model.quant_conv):
                 part.requires_grad_(False)
         modules: dict[str, nn.Module] = {"model": model}

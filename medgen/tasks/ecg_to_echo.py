@@ -202,7 +202,8 @@ class ECGToEcho:
         if self.recipe.export_dtype == "float16":
             for name in ("vae", "denoiser", "conditioner"):
                 setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).half())
-        pipeline.vae.register_to_config(_name_or_path="")  # diffusers notes where it was loaded from: nobody else's business
+        for name in ("vae", "denoiser", "conditioner"):  # diffusers notes where each came from: nobody else's business
+            getattr(pipeline, name).register_to_config(_name_or_path="")
         pipeline.save_pretrained(folder, safe_serialization=True)
         write_echo_card(folder, self.recipe.train.out.name, pipeline, self.recipe)
 

@@ -166,7 +166,8 @@ class TextToCXR:
         if self.recipe.export_dtype == "float16":
             for name in ("vae", "denoiser", "text_encoder"):
                 setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).half())
-        pipeline.vae.register_to_config(_name_or_path="")  # diffusers notes where it was loaded from: nobody else's business
+        for name in ("vae", "denoiser"):  # diffusers notes where each came from: nobody else's business
+            getattr(pipeline, name).register_to_config(_name_or_path="")
         pipeline.save_pretrained(folder, safe_serialization=True)
         write_model_card(folder, self.recipe.train.out.name, pipeline, self.recipe)
 
