@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchmetrics.image.kid import poly_mmd
 
 from medgen.evaluation.features import Features
@@ -79,7 +80,7 @@ def prdc(real: Features, fake: Features, k: int = NEIGHBOURS, chunk: int = 1024)
         raise EvaluationError(f"{min(len(real), len(fake))} images are too few for {k} nearest neighbours; sample more")
     x, y = (torch.from_numpy(np.array(values, dtype=np.float32)) for values in (real, fake))
     real_radius, fake_radius = _radii(x, k, chunk), _radii(y, k, chunk)
-    inside_real, inside_fake, density, covered = [], [], [], torch.zeros(len(x), dtype=torch.bool)
+    inside_real, inside_fake, density = [], [], []
     nearest = torch.full((len(x),), torch.inf)
     for rows in y.split(chunk):
         distance = torch.cdist(rows, x)
@@ -87,15 +88,21 @@ def prdc(real: Features, fake: Features, k: int = NEIGHBOURS, chunk: int = 1024)
         inside_real.append(within.any(1))
         density.append(within.sum(1).float())
         nearest = torch.minimum(nearest, distance.min(0).values)
-    covered = nearest <= real_radius
     for rows in x.split(chunk):
         inside_fake.append((torch.cdist(rows, y) <= fake_radius).any(1))
     return {
         "precision": float(torch.cat(inside_real).float().mean()),
         "recall": float(torch.cat(inside_fake).float().mean()),
         "density": float(torch.cat(density).mean() / k),
-        "coverage": float(covered.float().mean()),
+        "coverage": float((nearest <= real_radius).float().mean()),
     }
+
+
+def covered(real: Features, others: Features, k: int = NEIGHBOURS, chunk: int = 1024) -> NDArray[np.bool_]:
+    """Which of `real` [N,D] have one of `others` [M,D] within the distance of their k-th nearest real neighbour: [N]."""
+    x, y = (torch.from_numpy(np.array(values, dtype=np.float32)) for values in (real, others))
+    nearest = torch.cat([torch.cdist(rows, y).min(1).values for rows in x.split(chunk)])
+    return np.asarray((nearest <= _radii(x, k, chunk)).numpy())
 
 
 def _radii(values: torch.Tensor, k: int, chunk: int) -> torch.Tensor:
@@ -104,10 +111,18 @@ def _radii(values: torch.Tensor, k: int, chunk: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def population_metrics(real: Features, fake: Features, seed: int, scale: float = 1.0) -> dict[str, float]:
-    """Every metric of METRICS of `fake` [n,D] against `real` [n,D]; `scale` divides the features before the kernel distance."""
-    frechet = frechet_distance(Gaussian.of(real), Gaussian.of(fake))
-    return {"frechet": frechet, "kernel": kernel_distance(real / scale, fake / scale, seed), **prdc(real, fake)}
+def population_metrics(
+    real: Features, fake: Features, seed: int, scale: float = 1.0, names: Sequence[str] = METRICS
+) -> dict[str, float]:
+    """The metrics `names` of `fake` [n,D] against `real` [n,D]; `scale` divides the features before the kernel distance."""
+    values: dict[str, float] = {}
+    if "frechet" in names:
+        values["frechet"] = frechet_distance(Gaussian.of(real), Gaussian.of(fake))
+    if "kernel" in names:
+        values["kernel"] = kernel_distance(real / scale, fake / scale, seed)
+    if set(names) - values.keys():
+        values |= prdc(real, fake)
+    return {name: values[name] for name in names}
 
 
 def compare(
@@ -119,23 +134,25 @@ def compare(
     seed: int = 0,
     splits: int = 10,
     replicates: int = 100,
+    metrics: Sequence[str] = METRICS,
+    smallest: int = SMALLEST_SET,
 ) -> Fidelity:
     """Fidelity of `fake` [N,D] against `real` [M,D], beside the real-vs-real floor at equal N.
 
     The real images are split into two halves that share no patient; generated images are compared with the first half, the second
     half with the first half too. Both sides and both comparisons hold the same number of images. Values are means over `splits`
     such splits; intervals come from `replicates` further splits, each halved at random (see `statistics.interval`).
-    Raises `EvaluationError` for too few images.
+    Raises `EvaluationError` for fewer than `smallest` images a side.
     """
     triples = list(_equal_triples(real_groups, fake_groups, seed, splits))
     n = min(len(first) for first, _, _ in triples)
-    if n < SMALLEST_SET:
+    if n < smallest:
         raise EvaluationError(
             f"{len(fake)} generated and {len(real)} reference images leave {n} on each side of a comparison (the reference is "
-            f"halved for the floor); at least {SMALLEST_SET} are needed: sample more, or name a larger reference"
+            f"halved for the floor); at least {smallest} are needed: sample more, or name a larger reference"
         )
     scale = _kernel_scale(encoder, real)
-    values, floors = _both(real, fake, triples, seed, scale)
+    values, floors = _both(real, fake, triples, seed, scale, metrics)
     halved = [
         tuple(
             _half(part, groups, seed, number)
@@ -143,11 +160,11 @@ def compare(
         )
         for number, triple in enumerate(_equal_triples(real_groups, fake_groups, seed + 1, replicates))
     ]
-    replicate_values, replicate_floors = _both(real, fake, halved, seed, scale)
-    metrics = {
-        name: _comparison(name, values[name], floors[name], replicate_values[name], replicate_floors[name], n) for name in METRICS
+    replicate_values, replicate_floors = _both(real, fake, halved, seed, scale, metrics)
+    compared = {
+        name: _comparison(name, values[name], floors[name], replicate_values[name], replicate_floors[name], n) for name in metrics
     }
-    return Fidelity(encoder, n, real.shape[1], metrics, _warnings(n, real.shape[1]))
+    return Fidelity(encoder, n, real.shape[1], compared, _warnings(n, real.shape[1]))
 
 
 def _kernel_scale(encoder: str, real: Features) -> float:
@@ -177,15 +194,15 @@ def _half(part: Indices, groups: Sequence[str], seed: int, number: int) -> Indic
 
 
 def _both(
-    real: Features, fake: Features, triples: Sequence[tuple[Indices, ...]], seed: int, scale: float
+    real: Features, fake: Features, triples: Sequence[tuple[Indices, ...]], seed: int, scale: float, names: Sequence[str]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     value_rows, floor_rows = [], []
     for number, (first, second, generated) in enumerate(triples):
         size = min(len(first), len(second), len(generated))
         reference = real[first[:size]]
-        value_rows.append(population_metrics(reference, fake[generated[:size]], seed + number, scale))
-        floor_rows.append(population_metrics(reference, real[second[:size]], seed + number, scale))
-    values, floors = ({name: np.array([row[name] for row in rows]) for name in METRICS} for rows in (value_rows, floor_rows))
+        value_rows.append(population_metrics(reference, fake[generated[:size]], seed + number, scale, names))
+        floor_rows.append(population_metrics(reference, real[second[:size]], seed + number, scale, names))
+    values, floors = ({name: np.array([row[name] for row in rows]) for name in names} for rows in (value_rows, floor_rows))
     return values, floors
 
 

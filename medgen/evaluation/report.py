@@ -23,6 +23,7 @@ from medgen.evaluation.fidelity import Fidelity
 from medgen.evaluation.images import ImageSet, load_square
 from medgen.evaluation.memorisation import Memorisation
 from medgen.evaluation.statistics import Estimate
+from medgen.evaluation.subgroups import FindingDistance, Subgroups
 from medgen.models.classifier import OUTPUTS, SIDED_FINDINGS
 
 SHOWN_PIXELS = 256
@@ -43,6 +44,8 @@ class Evaluation:
 
     facts: dict[str, Any]
     fidelity: Fidelity
+    by_finding: tuple[FindingDistance, ...]
+    subgroups: Subgroups | None
     findings: FindingAUROC
     ceiling: FindingAUROC | None
     laterality: PairResult | None
@@ -68,8 +71,8 @@ class Material:
     reference_features: Features
 
 
-def render(evaluation: Evaluation, material: Material) -> str:
-    """The page."""
+def render(evaluation: Evaluation, material: Material, real_images: bool = True) -> str:
+    """The page; without `real_images` it shows no image of a real patient, reference or training."""
     environment = Environment(
         loader=PackageLoader("medgen.evaluation"),
         autoescape=True,
@@ -81,10 +84,10 @@ def render(evaluation: Evaluation, material: Material) -> str:
     return environment.get_template("text_to_cxr.html.j2").render(
         e=evaluation,
         samples=[card(material, index) for index in spread(material)],
-        real=[_picture(material.reference, index) for index in _evenly(len(material.reference), 8)],
+        real=[_picture(material.reference, index) for index in _evenly(len(material.reference), 8)] if real_images else [],
         worst=[card(material, index) for index in worst_cases(material)],
         pairs={kind: _pair_cards(material, result) for kind, result in _results(evaluation)},
-        copies=[_copies(material, result) for result in evaluation.memorisation],
+        copies=[_copies(material, result) if real_images else [] for result in evaluation.memorisation],
         auroc_plot=Markup(plots.auroc_plot(evaluation.findings, evaluation.ceiling)),
         floor_plot=Markup(plots.floor_plot(evaluation.fidelity)),
         population_plot=Markup(plots.population_plot(material.reference_features, material.generated_features)),

@@ -17,6 +17,7 @@ from medgen.evaluation.features import FeatureEncoder, extract, load_encoder, lo
 from medgen.evaluation.fidelity import SMALLEST_SET, compare
 from medgen.evaluation.images import EvaluationError, ImageSet, read_generated, reference_set
 from medgen.evaluation.memorisation import Memorisation, memorisation
+from medgen.evaluation.subgroups import frechet_by_finding, subgroup_coverage
 
 FRONTAL = ("PA", "AP", "UNKNOWN")
 TRUSTED_AUROC = 0.9  # of the judge on real images
@@ -32,6 +33,7 @@ def evaluate(
     split: Literal["train", "val", "test", "all"] = "test",
     seed: int = 0,
     replicates: int = 100,
+    no_real_images: bool = False,
 ) -> Path:
     """Measure generated chest X-rays: fidelity, alignment with their prompts, diversity, copies. Writes metrics.json and report.html.
 
@@ -45,6 +47,7 @@ def evaluate(
         split: which split of the reference; "all" where the whole manifest was held out.
         seed: of splits, subsets and resamples.
         replicates: random halvings for the intervals of population measures.
+        no_real_images: leave every image of a real patient out of report.html, which may then leave the place of the data.
     """
     images = read_generated(generated)
     if len(images) < SMALLEST_SET:
@@ -75,10 +78,25 @@ def evaluate(
     targets, known = alignment.prompt_targets([str(line["prompt"]) for line in images.metadata])
     pairs, thresholds = alignment.find_pairs(images), judge.thresholds.tolist()
     train_set, copies = _search_copies(images, real, fake_features, real_features, features, train, manifest, cache, seed)
-    ceiling = alignment.finding_auroc(real_logits, *alignment.label_targets(real), real.groups, seed)
+    real_targets, real_known = alignment.label_targets(real)
+    ceiling = alignment.finding_auroc(real_logits, real_targets, real_known, real.groups, seed)
+    single = [i for i, line in enumerate(images.metadata) if line.get("pair_id") is None]
+    count = len(FINDINGS)
     evaluation = report.Evaluation(
         facts=_facts(images, real, manifest, features, judge.config.get("patients", ""), scorer.fingerprint, seed, split),
         fidelity=fidelity,
+        by_finding=frechet_by_finding(
+            fidelity.encoder,
+            real_features,
+            (real_targets & real_known)[:, :count],
+            real.groups,
+            fake_features[single],
+            (targets & known)[single, :count],
+            [images.groups[i] for i in single],
+            seed,
+            min(replicates, 30),
+        ),
+        subgroups=subgroup_coverage([line["record"] for line in real.metadata], real_features, fake_features[drawn], seed),
         findings=alignment.finding_auroc(logits, targets, known, _prompt_groups(images), seed),
         ceiling=ceiling,
         laterality=alignment.score_pairs("laterality", pairs, logits, thresholds),
@@ -91,7 +109,7 @@ def evaluate(
     _say("writing the report")
     _write(out / "metrics.json", json.dumps(plain(evaluation), indent=1))
     page = out / "report.html"
-    _write(page, report.render(evaluation, material))
+    _write(page, report.render(evaluation, material, real_images=not no_real_images))
     return page
 
 

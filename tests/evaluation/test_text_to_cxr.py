@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 from toy_films import KINDS, film, report, write_generated, write_reference
 
 from medgen.evaluation.images import EvaluationError
@@ -49,6 +52,10 @@ def test_a_good_generator_scores_well_on_everything(result):
     assert frechet["ratio"]["value"] < 5  # other mixture of findings than the reference, same films
     assert metrics["fidelity"]["n"] == 42  # one image of every single case: neither pairs nor repeats shift the population
     assert 0 < metrics["diversity"]["generated"]["value"] < 1
+    distances = {entry["name"]: entry for entry in metrics["by_finding"]}
+    assert distances["cardiomegaly"]["frechet"]["ratio"]["value"] < 10
+    assert distances["edema"]["frechet"] is None
+    assert metrics["subgroups"] is None  # the toy's patients have neither sex nor age
     unmeasured = next(output for output in metrics["findings"]["outputs"] if output["name"] == "edema")
     assert unmeasured["auroc"] is None
 
@@ -69,6 +76,26 @@ def test_the_page_stands_alone_and_shows_floor_prompts_and_pictures(result):
     assert "real (floor)" in html
     assert "<svg" in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html).lower().replace("finance", "")
+
+
+def test_the_page_can_do_without_images_of_patients(tmp_path, judge, reference, result):
+    asked = entries()
+    generated = write_generated(tmp_path / "generated", asked, films(asked))
+    train = write_reference(tmp_path / "train", 60, "train", 70_000)
+    page = evaluate(generated, reference, tmp_path / "out", str(judge), judge, train, replicates=5, no_real_images=True)
+    html, full = page.read_text(), result[0].read_text()
+    assert "holds no image of a real patient" in html and "holds no image of a real patient" not in full
+    assert "Nearest pairs" not in html and "Nearest pairs" in full
+    shown = set(re.findall(r"base64,([^\"]+)", html))
+    made = {base64.b64encode(path.read_bytes()).decode() for path in generated.glob("*.png")}
+    pixels = {_pixels(base64.b64decode(data)) for data in shown}
+    assert pixels <= {_pixels(base64.b64decode(data)) for data in made}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["memorisation"]  # measured all the same
+
+
+def _pixels(png: bytes) -> bytes:
+    with Image.open(io.BytesIO(png)) as image:
+        return image.tobytes()
 
 
 def test_a_generator_that_ignores_its_prompts_is_exposed(tmp_path, judge, reference):
