@@ -133,11 +133,11 @@ def join(echo: Path, ecg: Path, out: Path, limit_hours: float = 24.0) -> JoinRep
     """Write an echo manifest whose clips name the ECGs of an ECG manifest that are nearest in time, of the same patient.
 
     Beside it goes `unmatched.jsonl`, one line for each clip without an ECG with its reason. Both manifests' folders must lie below
-    that of `out`, which may be either's.
+    that of `out`, which writes paths relative to itself.
 
     Args:
         echo: an echo manifest whose records say when they were taken (extra.acquired, ISO).
-        ecg: an ECG manifest whose records say so too (extra.time or time, ISO).
+        ecg: an ECG manifest whose records say so too (time, ISO; or extra.time).
         out: the manifest to write, .parquet or .jsonl.
         limit_hours: the largest distance in time between a clip and its ECG.
     """
