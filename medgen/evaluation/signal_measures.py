@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ class LinearRegression:
 
     def fit(self, given: Sequence[Signals], targets: Sequence[Signals]) -> LinearRegression:
         """Least squares over all instants of all recordings, with an intercept."""
-        scatter = cross = 0.0
+        scatter: Any = 0.0
+        cross: Any = 0.0
         for one, other in zip(given, targets, strict=True):
             rows = self._rows(one)
             scatter = scatter + rows @ rows.T

@@ -73,7 +73,7 @@ def frechet_by_finding(
     results = []
     for column, name in enumerate(FINDINGS):
         shown, asked = np.flatnonzero(real_shows[:, column]), np.flatnonzero(fake_asks[:, column])
-        patients = len({real_groups[i] for i in shown})
+        patients = len({real_groups[int(i)] for i in shown})
         smallest = min(len(shown) // 2, len(asked))
         if smallest < SMALLEST_SET or patients < 4:
             results.append(FindingDistance(name, smallest, None))
@@ -81,9 +81,9 @@ def frechet_by_finding(
         fidelity = compare(
             encoder,
             real[shown],
-            [real_groups[i] for i in shown],
+            [real_groups[int(i)] for i in shown],
             fake[asked],
-            [fake_groups[i] for i in asked],
+            [fake_groups[int(i)] for i in asked],
             seed,
             replicates=replicates,
             metrics=("frechet",),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from medgen.data.ecg import ECG, LEADS, ECGError
+from medgen.data.ecg_dataset import prepare_signals
 from medgen.diffusion.objectives import Objective, ObjectiveConfig
 from medgen.digital.ecg import simulate_ecg
 from medgen.digital.rhythm import draw_rhythm
@@ -129,3 +130,19 @@ def test_refusals(pipeline: ECGTranslationPipeline) -> None:
         pipeline(broken, given=("II",))
     with pytest.raises(SignalError, match="not finite"):
         pipeline.translate(torch.full((1, 12, 64), torch.nan), torch.ones(1, 12, dtype=torch.bool))
+
+
+def test_the_shipped_weights_beat_the_linear_guess_from_one_lead() -> None:
+    import medgen
+
+    shipped = ECGTranslationPipeline.from_pretrained(Path(medgen.__file__).parent / "pretrained" / "digital_ecg_leads")
+    shipped.set_progress_bar_config(disable=True)
+    codec = shipped.autoencoder
+    signals = torch.from_numpy(
+        np.stack([prepare_signals([an_ecg(900 + i, 2.56)], LEADS, shipped.preparation)[0] for i in range(16)])
+    )
+    given = codec.given(["II"]).expand(16, -1)
+    made = shipped.translate(signals, given, 4, 1, [torch.Generator().manual_seed(i) for i in range(64)]).mean(1)
+    guess = codec.decode(torch.zeros(16, 20, 32, 1), codec.guess(signals, given), signals, given)
+    error, linear = ((one - signals)[:, ~given[0]].square().mean().sqrt() for one in (made, guess))
+    assert error < 0.95 * linear

@@ -41,7 +41,7 @@ def agreement(wanted: Sequence[float], measured: Sequence[float], groups: Sequen
     def statistic(rows: Indices) -> Floats:
         return _statistics(x[rows], y[rows])
 
-    mae, rmse, bias, r, r2 = group_bootstrap(statistic, [groups[i] for i in chosen], seed, 300)
+    mae, rmse, bias, r, r2 = group_bootstrap(statistic, [groups[int(i)] for i in chosen], seed, 300)
     spread = 1.96 * float((y - x).std(ddof=1))
     return Agreement(mae, rmse, bias, r, r2, bias.value - spread, bias.value + spread, int(asked.sum() - known.sum()))
 

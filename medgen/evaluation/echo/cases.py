@@ -185,7 +185,7 @@ class _Writer:
             Image.fromarray(load_video(held.root / held.record.video, held.record.fps).frames[0]).save(path)
         return f"first_frames/{path.name}"
 
-    def still(self, held: _Held, start: float = 0.0) -> dict[str, str]:
+    def still(self, held: _Held, start: float = 0.0) -> dict[str, Any]:
         """The own first frame, if the clip starts where it was taken."""
         return {"first_frame": self.first_frame(held)} if self.first_frames and start == 0 else {}
 
@@ -218,7 +218,7 @@ def _population(writer: _Writer, held: Sequence[_Held], repeats: int) -> Iterato
 def _shifts(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]]:
     """The own ECG as it is and twice shifted, from one noise; no first frame, which would tell the phase."""
     for number, h in enumerate(held):
-        pair = {"pair_id": f"shift-{number:03d}", "seed_name": f"shift-{number:03d}"}
+        pair: dict[str, Any] = {"pair_id": f"shift-{number:03d}", "seed_name": f"shift-{number:03d}"}
         yield writer.case(f"shift-{number:03d}-base", "shift", h, variant="base", **pair)
         for k, share in enumerate(SHIFTS[number % 2 : number % 2 + 2]):
             delta = round(share * 60 / h.rate, 4)
@@ -236,7 +236,11 @@ def _controls(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]
 def _fractions(writer: _Writer, held: Sequence[_Held]) -> Iterator[dict[str, Any]]:
     for number, h in enumerate(held):
         for fraction in FRACTIONS:
-            extra = {"ejection_fraction": float(fraction), "pair_id": f"ef-{number:02d}", "seed_name": f"ef-{number:02d}"}
+            extra: dict[str, Any] = {
+                "ejection_fraction": float(fraction),
+                "pair_id": f"ef-{number:02d}",
+                "seed_name": f"ef-{number:02d}",
+            }
             yield writer.case(f"ef-{number:02d}-{fraction}", "ef", h, **extra)
 
 
@@ -247,7 +251,7 @@ def _rates(writer: _Writer, regular: Sequence[_Held], each: int) -> Iterator[dic
             slow = h.rate < SLOW
             frames = 2 * writer.frames if slow else writer.frames
             start = _centred(h, frames)
-            extra = {"start": start, "num_frames": frames, "asked_rate": rate, **writer.still(h, start)}
+            extra: dict[str, Any] = {"start": start, "num_frames": frames, "asked_rate": rate, **writer.still(h, start)}
             yield writer.case(f"rate-{rate}-{k}", "heart_rate", h, **extra)
 
 
@@ -277,7 +281,7 @@ def _one_at_a_time(writer: _Writer, regular: Sequence[_Held], count: int) -> Ite
     usable = [h for h in regular if h.record.ejection_fraction is not None]
     for number, h in enumerate(usable[:count]):
         name = f"one-{number:02d}"
-        common = {"first_frame": writer.first_frame(h), "pair_id": name, "seed_name": name}
+        common: dict[str, Any] = {"first_frame": writer.first_frame(h), "pair_id": name, "seed_name": name}
         own = float(h.record.ejection_fraction or 0)
         other = min(usable, key=lambda g: min(abs(g.rate - h.rate - 40), abs(g.rate - h.rate + 40)))
         yield writer.case(f"{name}-base", "one", h, variant="base", **common)

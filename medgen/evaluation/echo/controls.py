@@ -37,7 +37,7 @@ def phase(clips: Sequence[Clip], own: bool = False, seed: int = 0) -> Phase:
             references = (clip.own_r if kind == "ed" else clip.own_t) if own else (clip.r_peaks if kind == "ed" else clip.t_ends)
             if len(references):
                 events = clip.reading.beats.ed if kind == "ed" else clip.reading.beats.es
-                rows.append(Timed(events, references, clip.reading.duration, clip.reading.frame, clip.group, kind))  # type: ignore[arg-type]
+                rows.append(Timed(events, references, clip.reading.duration, clip.reading.frame, clip.group, kind))
         timed.append(timing(rows, seed))
     return Phase(*timed)
 

@@ -196,7 +196,7 @@ def _chance(clips: Sequence[Timed], seed: int) -> tuple[Estimate, Estimate]:
         other = np.empty(len(clips), dtype=np.intp)
         other[order] = np.roll(order, 1)  # one cycle: nobody keeps the own ECG
         pairs = zip(clips, other, strict=True)
-        rows.append(_summary([timing_errors(c.events, clips[o].references, c.duration, c.kind) for c, o in pairs], frames))
+        rows.append(_summary([timing_errors(c.events, clips[int(o)].references, c.duration, c.kind) for c, o in pairs], frames))
     median, _, hits = np.array(rows).T
     return _spread(hits), _spread(median)
 

@@ -110,7 +110,7 @@ def drift(clips: Sequence[Clip], shortest: int, seed: int = 0) -> Drift | None:
     if len(long) < 2:
         return None
     groups = [clip.group for clip in long]
-    changes = []
+    changes: list[Floats] = []
     for values_of in (lambda c: c.reading.grey, lambda c: c.reading.volume):
         values = [values_of(clip) for clip in long]
         quarter = [max(len(v) // 4, 1) for v in values]
