@@ -51,10 +51,11 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_echo.yaml
 	$(BIN)/medgen train ecg-to-echo --config configs/ecg_to_echo/digital_echo.yaml
 	$(BIN)/medgen train segmenter --config configs/segmenter/digital_echo.yaml
-	$(BIN)/medgen train video-tokenizer --config configs/video_tokenizer/digital_echo.yaml
-	$(BIN)/medgen train echo-tokens --config configs/ecg_to_echo/digital_echo_tokens.yaml
 	cp -rT runs/ecg_to_echo/digital_echo/export medgen/pretrained/digital_echo
 	cp -rT runs/segmenter/digital_echo/export medgen/pretrained/digital_echo_judge
+	$(BIN)/medgen digital ecg --n 1860 --seed 0 --seconds 6 --rate 250 --out data/digital_ecg
+	$(BIN)/medgen train ecg-translation --config configs/ecg_translation/missing_leads.yaml
+	cp -rT runs/ecg_translation/missing_leads/export medgen/pretrained/digital_ecg_leads
 
 # Every figure of the README, from the shipped weights: about half an hour on two cores.
 FIGURES := out/figures
