@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medgen import doctor, estimates
+from medgen.training.run import TASKS
 
 RECIPE = """
 data: {manifest: nowhere.parquet, preprocessing: {size: 64}}
@@ -77,7 +78,7 @@ def test_the_estimate_counts_parameters_and_grows_with_the_batch(configs: Path) 
 
 def test_shipped_recipes_can_all_be_estimated() -> None:
     found = estimates.estimate_recipes(Path(__file__).parents[1] / "configs")
-    assert {estimate.task for estimate in found} == {"autoencoder", "classifier", "text-encoder", "text-to-cxr"}
+    assert {estimate.task for estimate in found} == set(TASKS)
     for estimate in found:
         assert estimate.problem is None or "fine-tunes" in estimate.problem, estimate
 

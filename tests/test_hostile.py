@@ -101,7 +101,8 @@ def test_wrong_columns_are_named(tmp_path: Path, capsys: Said) -> None:
     film(tmp_path / "a.png")
     path = manifest(tmp_path, record("a", "a.png"))
     table = pq.read_table(path)
-    pq.write_table(table.rename_columns(["vue" if name == "view" else name for name in table.column_names]), path)
+    renamed = table.rename_columns(["vue" if name == "view" else name for name in table.column_names])
+    pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), path)
     text = refused(capsys, "data check", "--manifest", path)
     assert "manifest.parquet" in text and "missing columns ['view']" in text and "unknown columns ['vue']" in text
     pq.write_table(pa.table({"x": [1]}), path)
@@ -130,7 +131,7 @@ def test_a_path_outside_the_root_is_refused(tmp_path: Path, capsys: Said, image:
     root = tmp_path / "folder"
     jsonl(root / "metadata.jsonl", {"file_name": image, "text": TEXT})
     text = refused(capsys, "data build", *build("imagefolder", root, root / "manifest.parquet"))
-    assert image in text and "no manifest was written" in text and left_behind(root) == []
+    assert repr(image)[1:-1] in text and "no manifest was written" in text and left_behind(root) == []
 
 
 class _Bomb:

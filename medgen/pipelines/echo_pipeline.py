@@ -29,7 +29,7 @@ class EchoPipeline(DiffusionPipeline):
         """As in diffusers, from safetensors only; float32 unless `dtype` says otherwise (folders are shipped in half)."""
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        loaded: Self = super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        loaded: Self = super().from_pretrained(str(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs})
         return loaded
 
     @torch.no_grad()

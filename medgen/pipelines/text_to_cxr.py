@@ -67,7 +67,7 @@ class TextToCXRPipeline(DiffusionPipeline):
         """As in diffusers, from safetensors only; float32 unless `dtype` says otherwise (folders are shipped in half)."""
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        return super().from_pretrained(str(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()
     def __call__(
