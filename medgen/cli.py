@@ -47,6 +47,10 @@ VERBS = {
     "digital ecg": Verb(
         "make digital recordings: 12-lead ECGs with their pulse waves", "medgen.digital.recordings:write_dataset"
     ),
+    "digital progression": Verb(
+        "make digital follow-ups: visits over days to years, treatments, truth, simulated futures",
+        "medgen.digital.progression:write_dataset",
+    ),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
     "data check": Verb("check a manifest and every image or clip it names", "medgen.data.build:check"),
     "data join": Verb("give echo clips the ECGs nearest in time of the same patient", "medgen.data.echo_join:join"),
@@ -60,6 +64,8 @@ VERBS = {
     "train classifier": Verb("train a finding classifier (judge and feature encoder)", train),
     "train segmenter": Verb("train an echo video segmenter (judge of generated videos)", train),
     "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
+    "train progression": Verb("train a forecaster of the next visits (or its deterministic baseline)", train),
+    "train film-meter": Verb("train the judge that reads millilitres and ratios off films", train),
     "train ecg-translation": Verb("train missing ECG leads from some leads, or an ECG from a pulse wave", train),
     "train ecg-to-echo": Verb("train a generator of echo clips that follow an ECG", train),
     "sample text-to-cxr": Verb(
@@ -67,6 +73,13 @@ VERBS = {
     ),
     "sample ecg-to-echo": Verb(
         "sample echo videos from ECGs: MP4 with the ECG strip, lossless frames, provenance", "medgen.sampling.ecg_to_echo:sample"
+    ),
+    "sample progression": Verb(
+        "sample a patient's next visits at any dates, many futures each: films or volumes, strips, provenance",
+        "medgen.sampling.progression:sample",
+    ),
+    "sample severity": Verb(
+        "edit a film towards a severity in rounds (no time in it): stages, ROI, strips", "medgen.sampling.severity:sample"
     ),
     "evaluate text-to-cxr": Verb(
         "measure generated images against real ones and their prompts", "medgen.evaluation.text_to_cxr:evaluate"
@@ -81,6 +94,15 @@ VERBS = {
     "evaluate echo-cases": Verb(
         "write the standard echo evaluation cases of a held-out manifest", "medgen.evaluation.echo.cases:write_echo_cases"
     ),
+    "evaluate progression": Verb(
+        "measure forecasts against the true follow-ups, simulated futures and every baseline",
+        "medgen.evaluation.progression.evaluate:evaluate",
+    ),
+    "evaluate progression-cases": Verb(
+        "write the standard forecasting cases of a held-out manifest",
+        "medgen.evaluation.progression.cases:write_progression_cases",
+    ),
+    "evaluate severity": Verb("measure severity edits: outside the ROI, monotone inside", "medgen.evaluation.severity:evaluate"),
     "evaluate ecg-translation": Verb(
         "measure generated ECG leads against linear regression on held-out recordings",
         "medgen.evaluation.ecg_translation:evaluate",

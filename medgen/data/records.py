@@ -1,7 +1,8 @@
 """What one chest X-ray with its report is on disk, and the manifest (Parquet or JSONL) that lists records of one kind.
 
 A manifest is the only thing the rest of medgen reads: every data set, real or digital, becomes one. It is validated on read
-and on write; an error names file, row, column and what was expected. Other kinds of record: `medgen.data.echo_records`.
+and on write; an error names file, row, column and what was expected. Other kinds of record:
+`medgen.data.echo_records`, `medgen.data.visit_records`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class FindingLabel:
 
 
 class Record:
-    """What every kind of record has. A kind is a frozen dataclass of text, numbers, JSON values (dict) and tuples of dataclasses of text.
+    """What every kind of record has. A kind is a frozen dataclass of text, numbers, JSON values (dict) and tuples of dataclasses.
 
     `kind` is its name in a manifest's header; `files` are the columns that hold POSIX paths relative to the manifest's folder.
     """
@@ -85,7 +86,7 @@ class Record:
             if not getattr(self, column):
                 yield column, "a name that is not empty"
         for column in self.files:
-            if (value := getattr(self, column)) is not None and not _is_below(value):
+            if (value := getattr(self, column)) is not None and not is_below(value):
                 yield column, "a POSIX path below the manifest's folder"
         age = getattr(self, "age", None)
         if age is not None and not 0 <= age <= 130:
@@ -168,8 +169,19 @@ class _Shape:
 def _shape(record: type[Record]) -> _Shape:
     hints = get_type_hints(record)
     columns = tuple(column.name for column in dataclasses.fields(record))  # type: ignore[arg-type]
-    packed = tuple(name for name in columns if getattr(hints[name], "__origin__", None) is dict)
+    packed = tuple(name for name in columns if _is_json(hints[name]))
     return _Shape(columns, packed, pa.schema([(c, _arrow(hints[c])) for c in columns]), TypeAdapter(record))
+
+
+def _is_json(hint: Any) -> bool:
+    """Dicts, and tuples of dataclasses that hold more than text."""
+    if getattr(hint, "__origin__", None) is dict:
+        return True
+    inner = (get_args(hint) or (None,))[0]
+    if not dataclasses.is_dataclass(inner):
+        return False
+    kinds = get_type_hints(inner)
+    return any(_arrow(kinds[column.name]) != pa.string() or _is_json(kinds[column.name]) for column in dataclasses.fields(inner))
 
 
 def _arrow(hint: Any) -> Any:
@@ -177,7 +189,9 @@ def _arrow(hint: Any) -> Any:
     options = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
     if options[0] in (float, int):
         return pa.float64() if options[0] is float else pa.int64()
-    if dataclasses.is_dataclass(options[0]):
+    if isinstance(options[0], int):  # Literal[2, 3]
+        return pa.int64()
+    if dataclasses.is_dataclass(options[0]) and not _is_json(hint):
         return pa.list_(pa.struct([(column.name, pa.string()) for column in dataclasses.fields(options[0])]))
     return pa.string()
 
@@ -344,7 +358,7 @@ def _records(rows: list[dict[str, Any]], path: Path, kind: type[Record]) -> list
     return records
 
 
-def _is_below(text: str) -> bool:
+def is_below(text: str) -> bool:
     """Whether a POSIX path stays below the folder it is relative to, on any system."""
     path = PurePosixPath(text)
     return bool(text) and not (path.is_absolute() or ".." in path.parts or "\\" in text or ":" in (path.parts or ("",))[0])

@@ -26,6 +26,8 @@ TASKS = {
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
     "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),
+    "progression": ("medgen.tasks.progression", "ProgressionRecipe", "Progression"),
+    "film-meter": ("medgen.tasks.film_meter", "FilmMeterRecipe", "FilmMeterTask"),
     "ecg-translation": ("medgen.tasks.ecg_translation", "ECGTranslationRecipe", "ECGTranslation"),
 }
 """Task name → module, recipe schema, task class (imported only when asked for)."""
