@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # follow_ups.py: shared by tests of tasks, pipelines and sampling
 
 # Before torch or a tokenizer is imported; `make test` sets the same for what runs outside pytest.
 for name, value in {

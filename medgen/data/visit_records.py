@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict
@@ -96,7 +97,7 @@ class VisitSeries(Record):
         if len({visit.visit_id for visit in self.visits}) < len(self.visits):
             yield "visits", "visit_ids that differ"
         times = [visit.time for visit in self.visits]
-        if not all(map(math.isfinite, times)) or any(b <= a for a, b in zip(times, times[1:])):
+        if not all(map(math.isfinite, times)) or any(b <= a for a, b in pairwise(times)):
             yield "visits", "finite times, each later than the one before (merge two images of one visit or keep one)"
         for visit in self.visits:
             if visit.image is not None and not is_below(visit.image):

@@ -232,7 +232,7 @@ def build_conditioner(
 class ConditionedDenoiser(nn.Module):
     """A denoiser and the conditioner that is trained with it: one set of weights for optimiser and average."""
 
-    def __init__(self, denoiser: nn.Module, conditioner: EchoConditioner) -> None:
+    def __init__(self, denoiser: nn.Module, conditioner: nn.Module) -> None:
         super().__init__()
         self.denoiser, self.conditioner = denoiser, conditioner
 

@@ -104,6 +104,59 @@ def write_echo_card(folder: Path, name: str, pipeline: DiffusionPipeline, recipe
     write_card(folder, front, _ECHO_BODY, name, pipeline, recipe, **values)
 
 
+_PROGRESSION_BODY = """
+# {title}
+
+A latent {kind} that forecasts **synthetic** follow-up images of a patient at any dates from any past visits, made with medgen {version}.
+
+```python
+from medgen.pipelines.progression import History, ProgressionPipeline
+
+pipeline = ProgressionPipeline.from_pretrained("{title}")
+history = History(images, times=[0, 40])  # [2, 1, *S] in [0, 1]; times in {unit}
+pipeline(history, times=[70, 100], num_trajectories=8).frames  # [8, 2, *S]: eight futures, each one draw
+```
+
+| part | class | parameters |
+|---|---|---|
+{parts}
+
+Images have {size} pixels a side. Treatments it knows: {events}. Covariates: {covariates}. All may be missing.
+Defaults: {steps} steps, guidance scale {guidance}, the nearest {history} visits.
+
+## Limits
+
+For research. Not a medical device: a forecast shows what often followed in the training data, not what will happen to a person. A
+treatment changed in the request shows the model's response, **not a causal effect**.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def write_progression_card(folder: Path, name: str, pipeline: DiffusionPipeline, recipe: Config) -> None:
+    """Write `folder/README.md` of a progression pipeline."""
+    front = {
+        "library_name": "medgen",
+        "pipeline_tag": "image-to-image",
+        "tags": ["diffusers", "medical", "longitudinal", "disease-progression", "synthetic"],
+    }
+    config, known = pipeline.config, pipeline.conditioner.config
+    values = {
+        "kind": "regression" if config["deterministic"] else "rectified flow",
+        "unit": config["time_unit"],
+        "size": config["preprocessing"]["size"],
+        "events": ", ".join(known["events"]) or "none",
+        "covariates": ", ".join([*known["numbers"], *known["words"]]) or "none",
+        "steps": config["num_inference_steps"],
+        "guidance": config["guidance_scale"],
+        "history": config["max_history"],
+    }
+    write_card(folder, front, _PROGRESSION_BODY, name, pipeline, recipe, **values)
+
+
 def write_card(
     folder: Path, front: dict[str, Any], body: str, name: str, pipeline: DiffusionPipeline, recipe: Config, **values: Any
 ) -> None:
