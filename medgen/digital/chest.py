@@ -63,7 +63,7 @@ def render(study: Study, size: int = 128, anatomy: Anatomy | None = None) -> lis
     for acquisition in study.acquisitions:
         pose = (acquisition.rotation_deg, acquisition.tilt_deg, acquisition.inspiration_mm, acquisition.shift_mm)
         if body is None or pose != posed:
-            body, edits = _edited_body(study, acquisition, size, anatomy)
+            body, edits = edited_body(study, acquisition, size, anatomy)
             posed = pose
         films.append(_film(study, body, edits, acquisition))
     return films
@@ -74,7 +74,8 @@ def _anatomy(size: int) -> Anatomy:
     return load_anatomy(size)
 
 
-def _edited_body(study: Study, acquisition: Acquisition, size: int, anatomy: Anatomy) -> tuple[Body, dict[str, list[Edit]]]:
+def edited_body(study: Study, acquisition: Acquisition, size: int, anatomy: Anatomy) -> tuple[Body, dict[str, list[Edit]]]:
+    """The body of `study` in the pose of `acquisition`, and what each of its findings did to it, by name (and side)."""
     body = warp(anatomy, study.patient, study.findings, acquisition, size)
     add_breasts(body, study.patient.breast_mm)
     edits: dict[str, list[Edit]] = {}

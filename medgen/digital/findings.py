@@ -23,10 +23,14 @@ SIGN = {"left": 1.0, "right": -1.0}  # of x towards the named side
 
 @dataclass(frozen=True)
 class Edit:
-    """What a finding did: `weight` [Y,Z,X] in [0,1] says how much of each voxel it takes; `numbers` are the truth."""
+    """What a finding did: `weight` [Y,Z,X] in [0,1] says how much of each voxel it takes; `numbers` are the truth.
+
+    `extent` [Y,Z,X] adds up to the truth in mL where `weight` does not (oedema: fluid is a part of every voxel it takes).
+    """
 
     weight: torch.Tensor
     numbers: dict[str, float]
+    extent: torch.Tensor | None = None
 
 
 def apply_finding(body: Body, finding: Finding) -> Edit | None:
@@ -83,21 +87,51 @@ def consolidation(body: Body, f: Finding) -> Edit:
 def nodule(body: Body, f: Finding) -> Edit:
     """A rounded opacity with a slightly lobulated edge, whole in the lung; up to 30 mm a nodule, above a mass."""
     radius = (f.diameter_mm or 20.0) / 2
-    lobe = body.label == _lobe(f)
     y, z, x = body.axes_mm
-    # room for the whole nodule, and not hidden behind the heart or below the dome
-    visible = lobe & (body.pleura_mm > min(radius * 0.8, 0.8 * float((body.pleura_mm * lobe).max())))
-    visible = visible & (x.abs() > 42) & (z < 25) & (z > -105)
-    places = (visible if bool(visible.any()) else lobe).nonzero()
-    if len(places) == 0:
-        raise ValueError(f"no {f.side} {f.lobe} lobe in the body to place a nodule in")
-    pick = places[int(torch.randint(len(places), (1,), generator=generator("nodule", f.seed)))]
-    centre = [float(axis.flatten()[i]) for axis, i in zip((y, z, x), pick.tolist(), strict=True)]
+    centre = _middle(body, f)
     distance = ((y - centre[0]) ** 2 + (z - centre[1]) ** 2 + (x - centre[2]) ** 2).sqrt()
     lobulated = radius * (1 + 0.10 * _noise(body, f.seed, 9).clamp(-2, 2))
     weight = torch.sigmoid((lobulated - distance) / 1.1) * (body.pleura_mm > 0)
     body.hu = torch.lerp(body.hu, torch.full_like(body.hu, 90.0), weight)
     return Edit(weight, {"mm": 2 * radius, "ml": _ml(body, weight)})
+
+
+def _middle(body: Body, f: Finding) -> list[float]:
+    """The coordinates (y, z, x) in mm of the middle of a nodule or consolidation: its stored place, else one drawn from its seed."""
+    lobe = body.label == _lobe(f)
+    if f.place is not None:
+        centre, spread = _frame(body, lobe)
+        return [c + p * s for c, p, s in zip(centre, f.place, spread, strict=True)]
+    if f.name == "nodule":  # room for the whole nodule, and not hidden behind the heart or below the dome
+        radius = (f.diameter_mm or 20.0) / 2
+        _, z, x = body.axes_mm
+        visible = lobe & (body.pleura_mm > min(radius * 0.8, 0.8 * float((body.pleura_mm * lobe).max())))
+        visible = visible & (x.abs() > 42) & (z < 25) & (z > -105)
+        lobe = visible if bool(visible.any()) else lobe
+    places = lobe.nonzero()
+    if len(places) == 0:
+        raise ValueError(f"no {f.side} {f.lobe} lobe in the body for {f.name}")
+    purpose = "nodule" if f.name == "nodule" else "patch"
+    pick = places[int(torch.randint(len(places), (1,), generator=generator(purpose, f.seed)))]
+    return [float(axis.flatten()[i]) for axis, i in zip(body.axes_mm, pick.tolist(), strict=True)]
+
+
+def relative_place(body: Body, f: Finding) -> tuple[float, float, float]:
+    """Where `f` would be drawn in `body`, relative to its lobe: store it as `Finding.place`, and other poses and sizes agree."""
+    centre, spread = _frame(body, body.label == _lobe(f))
+    y, z, x = ((m - c) / s for m, c, s in zip(_middle(body, f), centre, spread, strict=True))
+    return (y, z, x)
+
+
+def _frame(body: Body, region: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation in mm of the voxels of `region` along y, z and x."""
+    mean, spread = [], []
+    total = float(region.sum())
+    for axis, others in zip(body.axes_mm, ((1, 2), (0, 2), (0, 1)), strict=True):
+        counts, at = region.sum(others).float(), axis.flatten()
+        mean.append(float((counts * at).sum()) / total)
+        spread.append((float((counts * (at - mean[-1]) ** 2).sum()) / total) ** 0.5)
+    return mean, spread
 
 
 def edema(body: Body, f: Finding) -> Edit:
@@ -110,7 +144,8 @@ def edema(body: Body, f: Finding) -> Edit:
     vessels = ((body.hu + 780) / 400).clamp(0, 1)
     haze = weight * (230 + 520 * f.severity) + vessels * (100 + 250 * f.severity)
     body.hu = torch.where(lungs, torch.maximum(body.hu, (body.hu + haze).clamp(max=SOFT_TISSUE_HU)), body.hu)
-    return Edit(weight * (weight > 0.25), {"ml": _ml(body, weight * (0.23 + 0.52 * f.severity))})
+    fluid = weight * (0.23 + 0.52 * f.severity)
+    return Edit(weight * (weight > 0.25), {"ml": _ml(body, fluid)}, fluid)
 
 
 def atelectasis(body: Body, f: Finding) -> Edit:
@@ -205,12 +240,8 @@ def _noise(body: Body, seed: int, cells: int) -> torch.Tensor:
 
 def _patch(body: Body, region: torch.Tensor, f: Finding, fraction: float, cells: int, edge: float) -> torch.Tensor:
     """An irregular part of `region` that takes about `fraction` of it, grown from a seeded place inside."""
-    places = region.nonzero()
-    if len(places) == 0:
-        raise ValueError(f"no {f.side} {f.lobe} lobe in the body for {f.name}")
-    pick = places[int(torch.randint(len(places), (1,), generator=generator("patch", f.seed)))]
     y, z, x = body.axes_mm
-    cy, cz, cx = (float(axis.flatten()[i]) for axis, i in zip((y, z, x), pick.tolist(), strict=True))
+    cy, cz, cx = _middle(body, f)
     closeness = -(((y - cy) / 70) ** 2 + ((z - cz) / 50) ** 2 + ((x - cx) / 50) ** 2).sqrt() + 0.34 * _noise(body, f.seed, cells)
     inside = closeness[region]
     level = torch.quantile(inside[:: max(1, inside.numel() // 20000)], 1 - min(fraction, 0.98))

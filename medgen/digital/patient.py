@@ -41,6 +41,9 @@ class Finding:
     diameter_mm: float | None = None  # nodule or mass
     linear: bool = False  # atelectasis: plate-like instead of lobar
     seed: int = 0
+    # (y, z, x) of the middle of a nodule or consolidation, in standard deviations of its lobe from the lobe's centre; None: drawn
+    # from `seed` among the body's voxels, which another pose of the same body has others of (`findings.relative_place`)
+    place: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""One visit of a digital patient: from the severities of a course to the body, its film or volume, and what is measured of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from medgen.data.visit_records import BIOMARKERS
+from medgen.digital.anatomy import HEART, Anatomy
+from medgen.digital.chest import MASK_MM, edited_body
+from medgen.digital.courses import MAX_DIAMETER_MM, PRESENT, Track
+from medgen.digital.findings import Edit, add_breasts, apply_finding, relative_place
+from medgen.digital.patient import Acquisition, FilmView, Finding, Patient, Study
+from medgen.digital.projection import attenuation, develop, project
+from medgen.digital.warps import DEPTH_STEP_MM, FIELD_MM, Body, warp
+from medgen.seeds import stable_seed
+
+EXTENTS = ("heart", "lungs", "pleural_effusion", "consolidation", "nodule", "edema")
+AERATED_HU = -500.0
+_FAINT = {"pleural_effusion": 0.0, "consolidation": -0.30, "edema": -0.42, "nodule": 0.0, "cardiomegaly": -0.38}
+"""Where a course's severity 0 lies on the chest finding's scale, which begins where a finding is seen: there is nothing of it left."""
+_GRID = (PRESENT, 0.12, 0.25, 0.45, 0.7, 0.95)
+POSE_SD = {"rotation_deg": 1.0, "tilt_deg": 0.6, "inspiration_mm": 2.0, "shift_mm": 1.5, "exposure": 0.02, "contrast": 0.03}
+"""Standard deviations of what changes from one visit of a patient to the next without being disease."""
+CTR_POSE_SD = 0.006  # what that change of pose does to the cardiothoracic ratio of the same heart (measured)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One visit. `image`: film [H,W] in [0,1] or volume [R,A,S] int16 HU; `affine` [4,4] (3D); `thickness` uint8 [6,H/2,W/2] mm (2D)."""
+
+    image: np.ndarray
+    truth: dict[str, float]
+    thickness: np.ndarray | None = None
+    affine: np.ndarray | None = None
+
+
+def base_acquisition(patient: Patient) -> Acquisition:
+    """How this patient's films are usually taken: a view for life, a habitual pose and breath."""
+    rng = np.random.default_rng(stable_seed("visit habits", patient.seed))
+    view: FilmView = "PA" if rng.random() < 0.7 else "AP"
+    turn, tilt, breath, down, across = rng.normal(0, (1.5, 0.8, 2.5, 3.0, 3.0))
+    breath += 1.5 if view == "PA" else -4.0
+    return Acquisition(view, float(turn), float(tilt), float(breath), (float(down), float(across)))
+
+
+def visit_acquisition(base: Acquisition, patient: Patient, visit: int) -> Acquisition:
+    """The acquisition of visit number `visit`: the habitual one, changed a little (`POSE_SD`)."""
+    key = stable_seed("visit acquisition", patient.seed, visit)
+    rng = np.random.default_rng(key)
+    jitter = {name: float(rng.normal(0, sd)) for name, sd in POSE_SD.items()}
+    return replace(
+        base,
+        rotation_deg=base.rotation_deg + jitter["rotation_deg"],
+        tilt_deg=base.tilt_deg + jitter["tilt_deg"],
+        inspiration_mm=base.inspiration_mm + jitter["inspiration_mm"],
+        shift_mm=(base.shift_mm[0] + jitter["shift_mm"], base.shift_mm[1] + float(rng.normal(0, POSE_SD["shift_mm"]))),
+        exposure=base.exposure + jitter["exposure"],
+        contrast=base.contrast + jitter["contrast"],
+        noise=float(rng.uniform(0.003, 0.008)),
+        seed=key,
+    )
+
+
+def findings_at(tracks: Sequence[Track], x: np.ndarray, places: dict[str, tuple[float, float, float]]) -> tuple[Finding, ...]:
+    """The chest findings of `tracks` at severities `x` [D]; what is below `PRESENT` is absent."""
+    found = []
+    for track, severity in zip(tracks, map(float, x), strict=True):
+        if severity < PRESENT:
+            continue
+        faint = _FAINT[track.name]
+        diameter = severity * MAX_DIAMETER_MM if track.name == "nodule" else None
+        found.append(
+            Finding(
+                track.name,
+                faint + (1 - faint) * severity,
+                track.side,
+                track.lobe,
+                diameter,
+                seed=track.seed,
+                place=places.get(track.key),
+            )
+        )
+    return tuple(found)
+
+
+def neutral_body(patient: Patient, base: Acquisition, size: int, anatomy: Anatomy, findings: tuple[Finding, ...] = ()) -> Body:
+    """The body of `patient` in the habitual pose, with the displacements of `findings` only."""
+    body = warp(anatomy, patient, findings, base, size)
+    add_breasts(body, patient.breast_mm)
+    return body
+
+
+def fix_places(body: Body, tracks: Sequence[Track], worst: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Where nodules and consolidations sit for life, by track: chosen in `body` with room for the `worst` [D] they will be."""
+    wanted = findings_at(tracks, np.maximum(worst, PRESENT), {})
+    return {
+        track.key: relative_place(body, finding)
+        for track, finding in zip(tracks, wanted, strict=True)
+        if track.name in ("nodule", "consolidation")
+    }
+
+
+def render_film(study: Study, size: int, anatomy: Anatomy) -> Rendered:
+    """The film of `study`'s only acquisition, with biomarkers and thickness maps."""
+    (acquisition,) = study.acquisitions
+    body, edits = edited_body(study, acquisition, size, anatomy)
+    film = develop(project(attenuation(body.hu)[None], body.spacing_mm, acquisition.view)[0], acquisition)
+    rays = _extents(body, edits, acquisition.view)
+    truth = _truth(edits) | {"cardiothoracic_ratio": cardiothoracic_ratio(rays[0], rays[1]), "aerated_lung_ml": _aerated(body)}
+    return Rendered(film.numpy(), truth, rays.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def render_volume(study: Study, size: int, anatomy: Anatomy) -> Rendered:
+    """The edited CT of the whole thorax, `size` voxels along each axis, axes to the patient's right, front and head."""
+    (acquisition,) = study.acquisitions
+    body, edits = edited_body(study, acquisition, 2 * size, anatomy)
+    rays = _extents(body, {}, acquisition.view)
+    volume, inside, spacing = to_cube(body, size)
+    truth = _truth(edits) | {
+        "cardiothoracic_ratio": cardiothoracic_ratio(rays[0], rays[1]),
+        "aerated_lung_ml": float(((volume < AERATED_HU) & inside).sum()) * float(np.prod(spacing)) / 1000,
+    }
+    affine = nib.affines.from_matvec(np.diag(spacing), -np.array(spacing) * (size - 1) / 2)
+    return Rendered(volume.numpy().astype(np.int16), truth, affine=affine)
+
+
+def to_cube(body: Body, size: int) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float, float]]:
+    """HU and body mask [R,A,S] of the field around the lungs' middle, and the voxels' spacing in mm (about equal on all axes)."""
+    depth = round(FIELD_MM / DEPTH_STEP_MM)
+    missing = depth - body.hu.shape[0]
+    pad = (0, 0, 0, 0, missing // 2, missing - missing // 2)  # negative: crop
+    hu = F.pad(body.hu, pad, value=-1000.0)
+    inside = F.pad((body.label > 0).float(), pad)
+    cube = F.interpolate(torch.stack([hu, inside])[None], size=(size,) * 3, mode="area")[0]
+    cube = cube.permute(0, 3, 1, 2).flip(1, 2, 3)  # [Y back, Z down, X left] -> right, front, head
+    pitch = FIELD_MM / size
+    return cube[0].round().clamp(-1024, 3000), cube[1] > 0.5, (pitch, depth * DEPTH_STEP_MM / size, pitch)
+
+
+def _extents(body: Body, edits: dict[str, list[Edit]], view: str) -> torch.Tensor:
+    """Millimetres of each of `EXTENTS` that every ray crosses: [6,H/2,W/2]."""
+    present: dict[str, torch.Tensor] = {
+        "heart": (body.label == HEART).float(),
+        "lungs": (body.lungs["left"] | body.lungs["right"]).float(),
+    }
+    for key, group in edits.items():
+        name = next(n for n in EXTENTS if key.startswith(n))
+        for edit in group:
+            extent = edit.weight if edit.extent is None else edit.extent
+            present[name] = present[name] + extent if name in present else extent
+    y, z, x = body.spacing_mm
+    volumes = torch.cat([F.avg_pool3d(volume[None], 2) for volume in present.values()])
+    found = dict(zip(present, project(volumes, (2 * y, 2 * z, 2 * x), view), strict=True))
+    return torch.stack([found.get(name, torch.zeros_like(found["heart"])) for name in EXTENTS])
+
+
+def _truth(edits: dict[str, list[Edit]]) -> dict[str, float]:
+    truth: dict[str, float] = {name: 0.0 for name in BIOMARKERS}
+    for key, group in edits.items():
+        name = next(n for n in EXTENTS if key.startswith(n))
+        ml = sum(edit.numbers["ml"] for edit in group)
+        if name == "nodule":
+            truth["nodule_mm3"] += 1000 * ml
+            truth[f"{key}_mm"] = group[0].numbers["mm"]
+        else:
+            truth[f"{name}_ml"] += ml
+            truth[f"{key}_ml"] = ml
+    return truth
+
+
+def _aerated(body: Body) -> float:
+    return float(((body.hu < AERATED_HU) & (body.label > 0)).sum()) * body.voxel_ml
+
+
+def cardiothoracic_ratio(heart: torch.Tensor, lungs: torch.Tensor) -> float:
+    """Greatest width of the heart over greatest inner width of the thorax, from their thickness [H,W] in mm, finer than a pixel."""
+    return _width(heart) / _width(lungs)
+
+
+def _width(thickness: torch.Tensor) -> float:
+    """Distance in pixels between the outermost columns where some ray crosses `MASK_MM`, interpolated between columns."""
+    profile = F.pad(thickness.amax(0), (1, 1))
+    inside = (profile > MASK_MM).nonzero().flatten()
+    if len(inside) == 0:
+        return float("nan")
+    first, last = int(inside[0]), int(inside[-1])
+
+    def beyond(at: int, out: int) -> float:
+        a, b = float(profile[at]), float(profile[out])
+        return (a - MASK_MM) / (a - b)
+
+    return last - first + beyond(first, first - 1) + beyond(last, last + 1)
+
+
+@dataclass(frozen=True)
+class BiomarkerTable:
+    """What severity means for one patient in the habitual pose. `amounts` [D,G]: mL or mm³ at severities `_GRID`; `aerated` [D,G]:
+    the part of the lungs' air that is left; `ctr` [G] with the heart's track; `breath`: relative change of lung volume per mm."""
+
+    tracks: tuple[Track, ...]
+    amounts: np.ndarray
+    aerated: np.ndarray
+    ctr: np.ndarray
+    ctr0: float
+    aerated0_ml: float
+    breath: float
+
+    def biomarkers(self, x: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Severities [M,T,D] -> [M,T,len(BIOMARKERS)]; with `rng`, breath and pose differ between visits as they do in films."""
+        found = {name: np.zeros(x.shape[:2]) for name in BIOMARKERS}
+        lung = 1 + (0.0 if rng is None else self.breath * rng.normal(0, POSE_SD["inspiration_mm"], size=x.shape[:2]))
+        ratio, lost, left = np.full(x.shape[:2], self.ctr0), np.zeros(x.shape[:2]), np.ones(x.shape[:2])
+        for d, track in enumerate(self.tracks):
+            here = x[..., d] >= PRESENT
+            kept = np.where(here, np.interp(x[..., d], _GRID, self.aerated[d]), 1.0)
+            if track.name == "cardiomegaly":
+                ratio = np.where(here, np.interp(x[..., d], _GRID, self.ctr), ratio)
+            elif track.name == "nodule":  # volumes are cubes: interpolate between their roots
+                found["nodule_mm3"] += np.where(here, np.interp(x[..., d], _GRID, np.cbrt(self.amounts[d])) ** 3, 0.0)
+            else:
+                found[f"{track.name}_ml"] += np.where(here, np.interp(x[..., d], _GRID, self.amounts[d]), 0.0) * lung
+            if track.name == "edema":  # all through the lungs: of what the others leave
+                left = left * kept
+            else:
+                lost = lost + (1 - kept)
+        found["aerated_lung_ml"] = self.aerated0_ml * np.clip(1 - lost, 0, None) * left * lung
+        found["cardiothoracic_ratio"] = ratio + (0.0 if rng is None else rng.normal(0, CTR_POSE_SD, size=ratio.shape))
+        return np.stack([found[name] for name in BIOMARKERS], -1)
+
+
+def biomarker_table(
+    patient: Patient,
+    base: Acquisition,
+    tracks: tuple[Track, ...],
+    places: dict[str, tuple[float, float, float]],
+    body: Body,
+    anatomy: Anatomy,
+    cube: int | None = None,
+) -> BiomarkerTable:
+    """Measure `patient`: each disease alone, at every severity of the grid, edited into the neutral `body` without taking a film.
+
+    `cube`: count aerated voxels as `render_volume` of this size does.
+    """
+
+    def aerated(b: Body) -> float:
+        if cube is None:
+            return _aerated(b)
+        volume, inside, spacing = to_cube(b, cube)
+        return float(((volume < AERATED_HU) & inside).sum()) * float(np.prod(spacing)) / 1000
+
+    def ratio(b: Body) -> float:
+        return cardiothoracic_ratio(*_extents(b, {}, base.view)[:2])
+
+    size = body.hu.shape[-1]
+    air = aerated(body)
+    amounts, kept, ctr = np.zeros((len(tracks), len(_GRID))), np.ones((len(tracks), len(_GRID))), np.zeros(len(_GRID))
+    for d, track in enumerate(tracks):
+        for g, severity in enumerate(_GRID):
+            (finding,) = findings_at((track,), np.array([severity]), places)
+            if track.name == "cardiomegaly":
+                edited = neutral_body(patient, base, size, anatomy, (finding,))
+                ctr[g] = ratio(edited)
+            else:
+                edited = copy.copy(body)  # edits replace the tensors of a body, they do not write into them
+                edit = apply_finding(edited, finding)
+                assert edit is not None
+                amounts[d, g] = edit.numbers["ml"] * (1000 if track.name == "nodule" else 1)
+            kept[d, g] = aerated(edited) / air
+    deep = warp(anatomy, patient, (), replace(base, inspiration_mm=base.inspiration_mm + 4), size)
+    lung, deeper = (float((b.lungs["left"] | b.lungs["right"]).sum()) for b in (body, deep))
+    return BiomarkerTable(tracks, amounts, kept, ctr, ratio(body), air, (deeper / lung - 1) / 4)
