@@ -16,7 +16,7 @@ from medgen import __version__
 from medgen.data.records import FINDINGS, CXRRecord, FindingLabel
 from medgen.digital.anatomy import HEART, VERSION, Anatomy, load_anatomy
 from medgen.digital.findings import Edit, add_breasts, apply_finding
-from medgen.digital.patient import Acquisition, FilmView, Study, draw_acquisition, draw_findings, draw_patient
+from medgen.digital.patient import Acquisition, FilmView, Finding, Study, draw_acquisition, draw_findings, draw_patient
 from medgen.digital.projection import attenuation, develop, project
 from medgen.digital.reports import write_report
 from medgen.digital.warps import FIELD_MM, Body, warp
@@ -78,14 +78,19 @@ def edited_body(study: Study, acquisition: Acquisition, size: int, anatomy: Anat
     """The body of `study` in the pose of `acquisition`, and what each of its findings did to it, by name (and side)."""
     body = warp(anatomy, study.patient, study.findings, acquisition, size)
     add_breasts(body, study.patient.breast_mm)
+    return body, edit_body(body, study.findings)
+
+
+def edit_body(body: Body, findings: Sequence[Finding]) -> dict[str, list[Edit]]:
+    """Write the densities of `findings` into `body`; what each of them did, by name (and side)."""
     edits: dict[str, list[Edit]] = {}
     # lung tissue first, then what lies in it, then what replaces it
     order = ("hyperinflation", "edema", "atelectasis", "consolidation", "nodule", "pleural_effusion", "pneumothorax")
-    for finding in sorted((f for f in study.findings if f.name in order), key=lambda f: order.index(f.name)):
+    for finding in sorted((f for f in findings if f.name in order), key=lambda f: order.index(f.name)):
         edit = apply_finding(body, finding)
         if edit is not None:
             edits.setdefault(finding.name if finding.side is None else f"{finding.name}_{finding.side}", []).append(edit)
-    return body, edits
+    return edits
 
 
 def _film(study: Study, body: Body, edits: dict[str, list[Edit]], acquisition: Acquisition) -> Film:

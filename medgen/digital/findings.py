@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -234,8 +235,13 @@ def _centroid(body: Body, mask: torch.Tensor) -> list[float]:
 def _noise(body: Body, seed: int, cells: int) -> torch.Tensor:
     """Smooth standard-normal-like noise with `cells` features across the film."""
     depth = max(2, round(cells * body.hu.shape[0] * body.spacing_mm[0] / (body.hu.shape[2] * body.spacing_mm[2])))
+    return _texture(tuple(body.hu.shape), depth, cells, seed)
+
+
+@lru_cache(maxsize=6)  # a patient's next visit has the same textures
+def _texture(shape: tuple[int, ...], depth: int, cells: int, seed: int) -> torch.Tensor:
     coarse = torch.randn(1, 1, depth, cells, cells, generator=generator("texture", seed))
-    return F.interpolate(coarse, size=body.hu.shape, mode="trilinear", align_corners=True)[0, 0] * 1.5
+    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0, 0] * 1.5
 
 
 def _patch(body: Body, region: torch.Tensor, f: Finding, fraction: float, cells: int, edge: float) -> torch.Tensor:

@@ -17,10 +17,18 @@ from PIL import Image
 from medgen.data.visit_records import BIOMARKERS, Visit, VisitSeries
 from medgen.digital.anatomy import Anatomy, load_anatomy
 from medgen.digital.courses import Course, draw_course, simulate_futures
-from medgen.digital.patient import Acquisition, Finding, Patient, Study, draw_patient
+from medgen.digital.patient import Finding, Patient, Study, draw_patient
 from medgen.digital.reports import write_report
 from medgen.digital.visit_rendering import (
-    BiomarkerTable, Rendered, base_acquisition, biomarker_table, findings_at, fix_places, neutral_body, render_film, render_volume,
+    BiomarkerTable,
+    HabitualBody,
+    Rendered,
+    base_acquisition,
+    biomarker_table,
+    findings_at,
+    fix_places,
+    render_film,
+    render_volume,
     visit_acquisition,
 )  # fmt: skip
 from medgen.digital.writing import split_of, write_patients
@@ -32,36 +40,29 @@ SIZES = {2: 128, 3: 64}
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A digital patient with a course. `places`: where nodules and consolidations sit; `table`: what severities mean (or not asked for)."""
+    """A digital patient with a course. `places`: where nodules and consolidations sit for life; `habit`: the body films are taken of."""
 
     patient: Patient
     course: Course
-    base: Acquisition
+    habit: HabitualBody
     places: dict[str, tuple[float, float, float]]
-    table: BiomarkerTable | None
 
 
-def draw_follow_up(
-    seed: int, index: int, dim: Literal[2, 3], size: int, visits: tuple[int, int], table: bool, anatomy: Anatomy
-) -> FollowUp:
-    """Patient `index` of the population `seed`; `table` asks for the severity-biomarker table that futures need."""
+def draw_follow_up(seed: int, index: int, size: int, visits: tuple[int, int], anatomy: Anatomy) -> FollowUp:
+    """Patient `index` of the population `seed`, whose body has `size` voxels across."""
     patient = draw_patient(seed, index)
-    course, base = draw_course(patient, visits), base_acquisition(patient)
+    course = draw_course(patient, visits)
+    habit = HabitualBody(patient, base_acquisition(patient), size, anatomy)
     placed = any(track.name in ("nodule", "consolidation") for track in course.tracks)
-    if not placed and not table:
-        return FollowUp(patient, course, base, {}, None)
-    body = neutral_body(patient, base, size if dim == 2 else 2 * size, anatomy)
-    places = fix_places(body, course.tracks, course.severities.max(0))
-    cube = size if dim == 3 else None
-    measured = biomarker_table(patient, base, course.tracks, places, body, anatomy, cube) if table else None
-    return FollowUp(patient, course, base, places, measured)
+    places = fix_places(habit.body(), course.tracks, course.severities.max(0)) if placed else {}
+    return FollowUp(patient, course, habit, places)
 
 
 def study_at(follow_up: FollowUp, visit: int) -> Study:
     """The study of visit number `visit`: the findings as severe as the course says, the acquisition of that day."""
     patient, course = follow_up.patient, follow_up.course
     findings = findings_at(course.tracks, course.severities[visit], follow_up.places)
-    acquisition = visit_acquisition(follow_up.base, patient, visit)
+    acquisition = visit_acquisition(follow_up.habit.base, patient, visit)
     return Study(patient, f"{patient.patient_id}-v{visit:02d}", findings, (acquisition,))
 
 
@@ -121,17 +122,18 @@ def _write_patient(
     folder, anatomy = Path(out), _anatomy(size * (dim - 1))
     record_id = draw_patient(seed, index).patient_id
     split = split_of(record_id)
-    follow_up = draw_follow_up(seed, index, dim, size, visits, split != "train", anatomy)
+    follow_up = draw_follow_up(seed, index, size * (dim - 1), visits, anatomy)
     course = follow_up.course
     origin = date(2150, 1, 1) + timedelta(days=stable_seed("first visit", record_id) % 3650)
     written = []
     for visit, day in enumerate(course.days):
         study = study_at(follow_up, visit)
-        rendered = (render_film if dim == 2 else render_volume)(study, size, anatomy)
+        rendered = render_film(study, follow_up.habit) if dim == 2 else render_volume(study, size, anatomy)
         written.append(_write_visit(folder, study, rendered, course, visit, (origin + timedelta(days=day)).isoformat()))
     extra: dict[str, Any] = {}
-    if follow_up.table is not None:
-        extra = _write_futures(folder, record_id, follow_up.table, course, futures)
+    if split != "train":
+        table = biomarker_table(follow_up.habit, course.tracks, follow_up.places, size if dim == 3 else None)
+        extra = _write_futures(folder, record_id, table, course, futures)
     regimes = np.concatenate([state.regime for state in course.states]).T
     truth = {
         "tracks": [asdict(track) for track in course.tracks],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 from medgen.digital.patient import Acquisition
-from medgen.digital.warps import FIELD_MM, axis_mm
+from medgen.digital.warps import FIELD_MM, axis_mm, diaphragm_ramp
 from medgen.seeds import generator
 
 WATER_PER_MM = 0.0195  # linear attenuation of water near 70 keV effective (NIST XCOM: 0.193 /cm)
@@ -33,20 +34,59 @@ def project(volumes: torch.Tensor, spacing_mm: tuple[float, float, float], view:
     return scaled.sum(1) * spacing_mm[0]
 
 
+def project_posed(
+    volumes: torch.Tensor,
+    spacing_mm: tuple[float, float, float],
+    view: str,
+    turn_deg: float,
+    tilt_deg: float,
+    shift_mm: tuple[float, float],
+    breath_mm: float,
+) -> torch.Tensor:
+    """`project` of a body that stands and breathes a little differently, without moving its voxels: small poses only.
+
+    To first order a turn about the long axis shears columns with depth, a deeper breath stretches the lower rows, a shift moves both:
+    all are where a film's pixel looks in a slice. A tilt turns the film, which commutes with the cone beam.
+    """
+    y, z, x = volumes.shape[1:]
+    rows, columns = _lines_of_sight((y, z, x), spacing_mm, view, math.sin(math.radians(turn_deg)), shift_mm, breath_mm)
+    film = torch.matmul(torch.matmul(rows, volumes), columns).sum(1) * spacing_mm[0]
+    cos, sin = math.cos(math.radians(tilt_deg)), math.sin(math.radians(tilt_deg))
+    turn = torch.tensor([[[cos, sin, 0.0], [-sin, cos, 0.0]]])  # of (x, z)
+    grid = F.affine_grid(turn, [1, 1, *film.shape[1:]], align_corners=False)
+    return F.grid_sample(film[None], grid, padding_mode="border", align_corners=False)[0]
+
+
 @lru_cache(maxsize=32)
 def _rescaling(shape: tuple[int, int, int], spacing: tuple[float, float, float], view: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return _lines_of_sight(shape, spacing, view, 0.0, (0.0, 0.0), 0.0)
+
+
+def _lines_of_sight(
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    view: str,
+    shear: float,
+    shift_mm: tuple[float, float],
+    breath_mm: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Interpolation matrices [Y,Z,Z] and [Y,X,X]: film pixel <- voxel, one pair for every depth."""
     depth = axis_mm(shape[0], spacing[0])
     to_detector = depth - depth[0] if view == "PA" else depth[-1] - depth  # PA: the detector touches the chest's front
     distance = SOURCE_DETECTOR_MM[view]
     magnification = distance / (distance - to_detector - DETECTOR_GAP_MM)
 
-    def matrices(count: int, step: float) -> torch.Tensor:
-        pixel = axis_mm(count, FIELD_MM / count)
-        position = pixel[None] / magnification[:, None] / step + (count - 1) / 2  # in voxels
+    def seen(count: int) -> torch.Tensor:  # [Y,count] mm in every slice
+        return axis_mm(count, FIELD_MM / count)[None] / magnification[:, None]
+
+    def matrices(mm: torch.Tensor, step: float) -> torch.Tensor:
+        count = mm.shape[1]
+        position = mm / step + (count - 1) / 2  # in voxels
         return (1 - (position[..., None] - torch.arange(count)).abs()).clamp(min=0)
 
-    return matrices(shape[1], spacing[1]), matrices(shape[2], spacing[2]).transpose(1, 2).contiguous()
+    z, x = seen(shape[1]) + shift_mm[0], seen(shape[2]) + shift_mm[1] + shear * depth[:, None]
+    z = z - breath_mm * diaphragm_ramp(z)
+    return matrices(z, spacing[1]), matrices(x, spacing[2]).transpose(1, 2).contiguous()
 
 
 def develop(integral: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:

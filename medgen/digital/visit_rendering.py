@@ -13,11 +13,11 @@ import torch.nn.functional as F
 
 from medgen.data.visit_records import BIOMARKERS
 from medgen.digital.anatomy import HEART, Anatomy
-from medgen.digital.chest import MASK_MM, edited_body
+from medgen.digital.chest import MASK_MM, edit_body, edited_body
 from medgen.digital.courses import MAX_DIAMETER_MM, PRESENT, Track
 from medgen.digital.findings import Edit, add_breasts, apply_finding, relative_place
 from medgen.digital.patient import Acquisition, FilmView, Finding, Patient, Study
-from medgen.digital.projection import attenuation, develop, project
+from medgen.digital.projection import attenuation, develop, project_posed
 from medgen.digital.warps import DEPTH_STEP_MM, FIELD_MM, Body, warp
 from medgen.seeds import stable_seed
 
@@ -90,13 +90,6 @@ def findings_at(tracks: Sequence[Track], x: np.ndarray, places: dict[str, tuple[
     return tuple(found)
 
 
-def neutral_body(patient: Patient, base: Acquisition, size: int, anatomy: Anatomy, findings: tuple[Finding, ...] = ()) -> Body:
-    """The body of `patient` in the habitual pose, with the displacements of `findings` only."""
-    body = warp(anatomy, patient, findings, base, size)
-    add_breasts(body, patient.breast_mm)
-    return body
-
-
 def fix_places(body: Body, tracks: Sequence[Track], worst: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """Where nodules and consolidations sit for life, by track: chosen in `body` with room for the `worst` [D] they will be."""
     wanted = findings_at(tracks, np.maximum(worst, PRESENT), {})
@@ -107,21 +100,57 @@ def fix_places(body: Body, tracks: Sequence[Track], worst: np.ndarray) -> dict[s
     }
 
 
-def render_film(study: Study, size: int, anatomy: Anatomy) -> Rendered:
-    """The film of `study`'s only acquisition, with biomarkers and thickness maps."""
+class HabitualBody:
+    """A patient's body in the habitual pose, warped again only when a finding displaces what is around it.
+
+    The small change of pose from film to film is put into the lines of sight, where it costs nothing (`project_posed`).
+    """
+
+    def __init__(self, patient: Patient, base: Acquisition, size: int, anatomy: Anatomy) -> None:
+        self.patient, self.base, self.size, self.anatomy = patient, base, size, anatomy
+        self._displacing: tuple[Finding, ...] | None = None
+        self._body: Body
+        self._ratio: float
+
+    def body(self, findings: Sequence[Finding] = ()) -> Body:
+        """A body to edit (edits replace its tensors, they do not write into them), with the displacements of `findings` only."""
+        displacing = tuple(
+            f for f in findings if f.name == "cardiomegaly" or (f.name == "pleural_effusion" and f.severity > 0.55)
+        )
+        if displacing != self._displacing:
+            self._body = warp(self.anatomy, self.patient, displacing, self.base, self.size)
+            add_breasts(self._body, self.patient.breast_mm)
+            self._displacing, self._ratio = displacing, cardiothoracic_ratio(*_extents(self._body, {}, self.base)[:2])
+        return copy.copy(self._body)
+
+    def ratio(self, findings: Sequence[Finding] = ()) -> float:
+        """Its cardiothoracic ratio on a film."""
+        self.body(findings)
+        return self._ratio
+
+
+def render_film(study: Study, habit: HabitualBody) -> Rendered:
+    """The film of `study`'s only acquisition with its thickness maps; the truth is the body's, whatever the pose of the day."""
     (acquisition,) = study.acquisitions
-    body, edits = edited_body(study, acquisition, size, anatomy)
-    film = develop(project(attenuation(body.hu)[None], body.spacing_mm, acquisition.view)[0], acquisition)
-    rays = _extents(body, edits, acquisition.view)
-    truth = _truth(edits) | {"cardiothoracic_ratio": cardiothoracic_ratio(rays[0], rays[1]), "aerated_lung_ml": _aerated(body)}
+    body = habit.body(study.findings)
+    edits = edit_body(body, study.findings)
+    film = develop(_project(attenuation(body.hu)[None], body.spacing_mm, acquisition, habit.base)[0], acquisition)
+    rays = _extents(body, edits, acquisition, habit.base)
+    truth = _truth(edits) | {"cardiothoracic_ratio": habit.ratio(study.findings), "aerated_lung_ml": _aerated(body)}
     return Rendered(film.numpy(), truth, rays.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def _project(volumes: torch.Tensor, spacing: tuple[float, float, float], now: Acquisition, usual: Acquisition) -> torch.Tensor:
+    shift = (now.shift_mm[0] - usual.shift_mm[0], now.shift_mm[1] - usual.shift_mm[1])
+    turn, tilt = now.rotation_deg - usual.rotation_deg, now.tilt_deg - usual.tilt_deg
+    return project_posed(volumes, spacing, now.view, turn, tilt, shift, now.inspiration_mm - usual.inspiration_mm)
 
 
 def render_volume(study: Study, size: int, anatomy: Anatomy) -> Rendered:
     """The edited CT of the whole thorax, `size` voxels along each axis, axes to the patient's right, front and head."""
     (acquisition,) = study.acquisitions
     body, edits = edited_body(study, acquisition, 2 * size, anatomy)
-    rays = _extents(body, {}, acquisition.view)
+    rays = _extents(body, {}, acquisition)
     volume, inside, spacing = to_cube(body, size)
     truth = _truth(edits) | {
         "cardiothoracic_ratio": cardiothoracic_ratio(rays[0], rays[1]),
@@ -144,8 +173,8 @@ def to_cube(body: Body, size: int) -> tuple[torch.Tensor, torch.Tensor, tuple[fl
     return cube[0].round().clamp(-1024, 3000), cube[1] > 0.5, (pitch, depth * DEPTH_STEP_MM / size, pitch)
 
 
-def _extents(body: Body, edits: dict[str, list[Edit]], view: str) -> torch.Tensor:
-    """Millimetres of each of `EXTENTS` that every ray crosses: [6,H/2,W/2]."""
+def _extents(body: Body, edits: dict[str, list[Edit]], now: Acquisition, usual: Acquisition | None = None) -> torch.Tensor:
+    """Millimetres of each of `EXTENTS` that every ray crosses: [6,H/2,W/2]. `usual`: how `body` was posed, if not as `now`."""
     present: dict[str, torch.Tensor] = {
         "heart": (body.label == HEART).float(),
         "lungs": (body.lungs["left"] | body.lungs["right"]).float(),
@@ -157,12 +186,12 @@ def _extents(body: Body, edits: dict[str, list[Edit]], view: str) -> torch.Tenso
             present[name] = present[name] + extent if name in present else extent
     y, z, x = body.spacing_mm
     volumes = torch.cat([F.avg_pool3d(volume[None], 2) for volume in present.values()])
-    found = dict(zip(present, project(volumes, (2 * y, 2 * z, 2 * x), view), strict=True))
+    found = dict(zip(present, _project(volumes, (2 * y, 2 * z, 2 * x), now, usual or now), strict=True))
     return torch.stack([found.get(name, torch.zeros_like(found["heart"])) for name in EXTENTS])
 
 
 def _truth(edits: dict[str, list[Edit]]) -> dict[str, float]:
-    truth: dict[str, float] = {name: 0.0 for name in BIOMARKERS}
+    truth: dict[str, float] = dict.fromkeys(BIOMARKERS, 0.0)
     for key, group in edits.items():
         name = next(n for n in EXTENTS if key.startswith(n))
         ml = sum(edit.numbers["ml"] for edit in group)
@@ -202,7 +231,8 @@ def _width(thickness: torch.Tensor) -> float:
 @dataclass(frozen=True)
 class BiomarkerTable:
     """What severity means for one patient in the habitual pose. `amounts` [D,G]: mL or mm³ at severities `_GRID`; `aerated` [D,G]:
-    the part of the lungs' air that is left; `ctr` [G] with the heart's track; `breath`: relative change of lung volume per mm."""
+    the part of the lungs' air that is left; `ctr` [G] with the heart's track, `ctr0` without; `breath`: relative change of lung volume
+    per mm of inspiration, 0 where the truth is that of the habitual pose (films)."""
 
     tracks: tuple[Track, ...]
     amounts: np.ndarray
@@ -212,10 +242,10 @@ class BiomarkerTable:
     aerated0_ml: float
     breath: float
 
-    def biomarkers(self, x: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Severities [M,T,D] -> [M,T,len(BIOMARKERS)]; with `rng`, breath and pose differ between visits as they do in films."""
+    def biomarkers(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Severities [M,T,D] -> [M,T,len(BIOMARKERS)]; `rng` draws the poses of the visits where they matter (volumes)."""
         found = {name: np.zeros(x.shape[:2]) for name in BIOMARKERS}
-        lung = 1 + (0.0 if rng is None else self.breath * rng.normal(0, POSE_SD["inspiration_mm"], size=x.shape[:2]))
+        lung = 1 + self.breath * rng.normal(0, POSE_SD["inspiration_mm"], size=x.shape[:2])
         ratio, lost, left = np.full(x.shape[:2], self.ctr0), np.zeros(x.shape[:2]), np.ones(x.shape[:2])
         for d, track in enumerate(self.tracks):
             here = x[..., d] >= PRESENT
@@ -231,48 +261,44 @@ class BiomarkerTable:
             else:
                 lost = lost + (1 - kept)
         found["aerated_lung_ml"] = self.aerated0_ml * np.clip(1 - lost, 0, None) * left * lung
-        found["cardiothoracic_ratio"] = ratio + (0.0 if rng is None else rng.normal(0, CTR_POSE_SD, size=ratio.shape))
+        found["cardiothoracic_ratio"] = ratio + (CTR_POSE_SD if self.breath else 0.0) * rng.normal(size=ratio.shape)
         return np.stack([found[name] for name in BIOMARKERS], -1)
 
 
 def biomarker_table(
-    patient: Patient,
-    base: Acquisition,
-    tracks: tuple[Track, ...],
-    places: dict[str, tuple[float, float, float]],
-    body: Body,
-    anatomy: Anatomy,
-    cube: int | None = None,
+    habit: HabitualBody, tracks: tuple[Track, ...], places: dict[str, tuple[float, float, float]], cube: int | None = None
 ) -> BiomarkerTable:
-    """Measure `patient`: each disease alone, at every severity of the grid, edited into the neutral `body` without taking a film.
+    """Measure a patient: each disease alone, at every severity of the grid, without taking a film.
 
-    `cube`: count aerated voxels as `render_volume` of this size does.
+    `cube`: as `render_volume` of this size does, which counts aerated voxels in the volume and takes the pose of the day for real.
     """
 
-    def aerated(b: Body) -> float:
+    def aerated(body: Body) -> float:
         if cube is None:
-            return _aerated(b)
-        volume, inside, spacing = to_cube(b, cube)
+            return _aerated(body)
+        volume, inside, spacing = to_cube(body, cube)
         return float(((volume < AERATED_HU) & inside).sum()) * float(np.prod(spacing)) / 1000
 
-    def ratio(b: Body) -> float:
-        return cardiothoracic_ratio(*_extents(b, {}, base.view)[:2])
-
-    size = body.hu.shape[-1]
-    air = aerated(body)
+    healthy = habit.body()
+    air, ratio, breath = aerated(healthy), habit.ratio(), 0.0
     amounts, kept, ctr = np.zeros((len(tracks), len(_GRID))), np.ones((len(tracks), len(_GRID))), np.zeros(len(_GRID))
     for d, track in enumerate(tracks):
         for g, severity in enumerate(_GRID):
             (finding,) = findings_at((track,), np.array([severity]), places)
             if track.name == "cardiomegaly":
-                edited = neutral_body(patient, base, size, anatomy, (finding,))
-                ctr[g] = ratio(edited)
+                edited = habit.body((finding,))
+                ctr[g] = habit.ratio((finding,))
             else:
-                edited = copy.copy(body)  # edits replace the tensors of a body, they do not write into them
+                edited = copy.copy(healthy)
                 edit = apply_finding(edited, finding)
                 assert edit is not None
                 amounts[d, g] = edit.numbers["ml"] * (1000 if track.name == "nodule" else 1)
             kept[d, g] = aerated(edited) / air
-    deep = warp(anatomy, patient, (), replace(base, inspiration_mm=base.inspiration_mm + 4), size)
-    lung, deeper = (float((b.lungs["left"] | b.lungs["right"]).sum()) for b in (body, deep))
-    return BiomarkerTable(tracks, amounts, kept, ctr, ratio(body), air, (deeper / lung - 1) / 4)
+    if cube is not None:
+        deeper = replace(habit.base, inspiration_mm=habit.base.inspiration_mm + 4)
+        breath = (_lung_voxels(warp(habit.anatomy, habit.patient, (), deeper, habit.size)) / _lung_voxels(healthy) - 1) / 4
+    return BiomarkerTable(tracks, amounts, kept, ctr, ratio, air, breath)
+
+
+def _lung_voxels(body: Body) -> float:
+    return float((body.lungs["left"] | body.lungs["right"]).sum())

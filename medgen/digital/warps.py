@@ -123,10 +123,15 @@ def _mediastinal_shift(y: torch.Tensor, z: torch.Tensor, x: torch.Tensor, findin
     return -total * central
 
 
+def diaphragm_ramp(z: torch.Tensor) -> torch.Tensor:
+    """How much of a breath a point `z` mm below the lungs' middle moves with: nothing at the apex, all of it at the diaphragm."""
+    ramp = ((z + 70) / 115).clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
 def _diaphragm_shift(z: torch.Tensor, x: torch.Tensor, findings: tuple[Finding, ...], acquisition: Acquisition) -> torch.Tensor:
     """Downward displacement of the diaphragm in mm: breath, hyperinflation (flat and low), volume loss (high, one side)."""
-    ramp = ((z + 70) / 115).clamp(0, 1)
-    ramp = ramp * ramp * (3 - 2 * ramp)
+    ramp = diaphragm_ramp(z)
     shift = torch.full_like(x, acquisition.inspiration_mm)
     for f in findings:
         if f.name == "hyperinflation":
