@@ -13,7 +13,8 @@ from medgen.sampling.source import find_pipeline
 
 def commands(session: Session) -> dict[str, Markup]:
     """One block of commands per section of the page."""
-    pipeline, echo, out = (shlex.quote(word) for word in (session.name, session.echo, str(session.out)))
+    names = (session.name, session.echo, session.progression, str(session.out))
+    pipeline, echo, progression, out = (shlex.quote(word) for word in names)
     blocks = {
         "sample": f"""
 medgen sample text-to-cxr --pipeline {pipeline} --prompt "Large left pleural effusion." --seed 7 --out out/effusion
@@ -47,5 +48,14 @@ from medgen.data.ecg import read_ecg
 from medgen.pipelines.ecg_to_echo import ECGToEchoPipeline
 pipeline = ECGToEchoPipeline.from_pretrained({str(find_pipeline(session.echo).folder)!r})
 frames = pipeline(read_ecg("YOUR_RECORD.hea"), start_seconds=2.0, ejection_fraction=55).frames[0]   # [T, H, W] in [0, 1]""",
+        "progression": f"""
+medgen digital progression --n 200 --seed 1 --out data/follow_up                                     # digital follow-ups, with truth
+medgen sample progression --pipeline {progression} --past 0=FIRST.png 40=SECOND.png --times 70 100 --n 8 --out out/mine
+medgen sample progression --pipeline {progression} --cases {out}/futures.jsonl --root {out}/follow_up --out out/again   # these, once more
+
+# Python
+from medgen.pipelines.progression import History, ProgressionPipeline
+pipeline = ProgressionPipeline.from_pretrained({str(find_pipeline(session.progression).folder)!r})
+pipeline(History(images, times=[0, 40]), times=[70, 100], num_trajectories=8).frames                 # [8, 2, H, W] in [0, 1]""",
     }
     return {name: code(text) for name, text in blocks.items()}

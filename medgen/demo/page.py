@@ -37,6 +37,11 @@ def picture(grey: np.ndarray) -> str:
     return _address(image.resize((384, 384), Image.Resampling.LANCZOS), "JPEG", quality=88)
 
 
+def drawing(image: Image.Image) -> str:
+    """Any picture as a data address, as it is."""
+    return _address(image.convert("RGB"), "PNG")
+
+
 def video(path: Path) -> str:
     """An MP4 file as a data address."""
     return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -125,6 +130,26 @@ def volume_chart(times: np.ndarray, volume: np.ndarray, r_peaks: Sequence[float]
         f'<text x="0" y="{height - 1}">volume of the left ventricle</text>'
         f'<text x="{width}" y="{height - 1}" text-anchor="end">{end:.1f} s</text></svg>'
     )
+
+
+def fan_chart(
+    times: Sequence[float], truth: Sequence[float], known: int, futures: np.ndarray, treated: Sequence[float], label: str
+) -> Markup:
+    """A biomarker over days: truth [V] at `times` [V], of which `known` are past, and futures [N,V-known] as measured in the films."""
+    figure, axes = _axes(4.8, 3.0)
+    start, later = times[known - 1], np.array(times[known - 1 :])
+    from_now = np.concatenate([np.full((len(futures), 1), truth[known - 1]), futures], axis=1)
+    low, middle, high = np.nanquantile(from_now, [0.1, 0.5, 0.9], axis=0)
+    axes.fill_between(later, low, high, color=_COLOURS[0], alpha=0.22, linewidth=0, label="futures, 80 %")
+    axes.plot(later, middle, color=_COLOURS[0], linewidth=1.6, label="median")
+    axes.plot(times[:known], truth[:known], "o-", color="#e9f1fa", markersize=4.5, linewidth=1, label="past")
+    axes.plot(times[known:], truth[known:], "o", color=_COLOURS[1], markersize=6, label="what came")
+    for day in treated:
+        axes.axvline(day, color=_COLOURS[2], linewidth=1, linestyle=(0, (1, 2)))
+    axes.axvline(start, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xlabel(f"days (dotted: treatment); {label}")
+    figure.legend(frameon=False, labelcolor=_TEXT, fontsize=9.5, loc="outside upper left", ncols=4)
+    return _svg(figure)
 
 
 def _axes(width: float, height: float) -> Any:

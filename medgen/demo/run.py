@@ -24,6 +24,7 @@ from medgen.demo.commands import commands
 from medgen.demo.echo import follow_ecg
 from medgen.demo.measuring import measure
 from medgen.demo.page import change, marked, overlay, picture, write_page
+from medgen.demo.progression import forecast
 from medgen.demo.session import QUICK, Session, Sizes, duration, read_grey, read_lines, words
 from medgen.demo.training import train_and_resume
 from medgen.digital.chest import write_dataset
@@ -59,7 +60,11 @@ _ASKED = {
 
 
 def demo(
-    out: Path = Path("out/demo"), pipeline: str = "digital_chest", echo_pipeline: str = "digital_echo", quick: bool = False
+    out: Path = Path("out/demo"),
+    pipeline: str = "digital_chest",
+    echo_pipeline: str = "digital_echo",
+    progression_pipeline: str = "digital_progression",
+    quick: bool = False,
 ) -> None:
     """Sample, fine-tune, survive a kill, and evaluate the shipped pipelines; leaves OUT/index.html, one page to open.
 
@@ -67,26 +72,29 @@ def demo(
         out: folder of everything the demo writes.
         pipeline: a shipped pipeline's name or a pipeline folder of the digital chest.
         echo_pipeline: the same of the digital heart.
+        progression_pipeline: the same of the digital follow-ups.
         quick: fewer films and steps, for tests.
     """
     start = time.monotonic()
-    session = Session(out, find_pipeline(pipeline), QUICK if quick else Sizes(), echo_pipeline)
+    session = Session(out, find_pipeline(pipeline), QUICK if quick else Sizes(), echo_pipeline, progression_pipeline)
     out.mkdir(parents=True, exist_ok=True)
     films, lines = sample_prompts(session)
     patients, manifest = make_patients(session)
     training = train_and_resume(session, manifest)
     evaluation, drawn = measure(session, manifest)
     echo = follow_ecg(session)
+    progression = forecast(session)
     now = datetime.datetime.now().astimezone()
     content = {
         "command": "make demo" if os.environ.get("MAKELEVEL") else "medgen demo",
         "duration": duration(sum(step["seconds"] for step in session.steps)),
-        "facts": facts(lines[0], len(films) + drawn, len(echo["clips"])),
+        "facts": facts(lines[0], len(films) + drawn, len(echo["clips"]), progression["futures"]),
         "films": films,
         "patients": patients,
         "training": training,
         "evaluation": evaluation,
         "echo": echo,
+        "progression": progression,
         "code": commands(session),
         "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False),
         "steps": session.steps,
@@ -98,7 +106,7 @@ def demo(
     print((out / "index.html").resolve())
 
 
-def facts(line: Mapping[str, Any], drawn: int, clips: int) -> list[tuple[str, str]]:
+def facts(line: Mapping[str, Any], drawn: int, clips: int, futures: int) -> list[tuple[str, str]]:
     """What the page's head says: the machine, and from one line of metadata the model and its settings."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     return [
@@ -107,6 +115,7 @@ def facts(line: Mapping[str, Any], drawn: int, clips: int) -> list[tuple[str, st
         ("weights", line["model_sha256"][:12]),
         ("films drawn", str(drawn)),
         ("clips filmed", str(clips)),
+        ("futures drawn", str(futures)),
         ("steps, guidance", f"{line['num_inference_steps']}, {line['guidance_scale']:g}"),
         ("sampler", line["scheduler"].removesuffix("Scheduler").removesuffix("Discrete")),
     ]

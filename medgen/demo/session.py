@@ -32,22 +32,28 @@ class Sizes:
     sampling_steps: int | None = None  # None: as many as the pipeline itself takes
     clips: int = 8
     echo_steps: int | None = None
+    followed: int = 16
+    shown: int = 3
+    futures: int = 8
+    progression_steps: int | None = None
 
 
 QUICK = Sizes(
-    films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2
-)
+    films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2,
+    followed=5, shown=1, futures=2, progression_steps=2,
+)  # fmt: skip
 """For tests."""
 
 
 @dataclass
 class Session:
-    """One demo. `echo` names the echo pipeline; `steps` grows: name, duration and folder of each step that is done."""
+    """One demo. `echo` and `progression` name those pipelines; `steps` grows: name, duration and folder of each step that is done."""
 
     out: Path
     source: PipelineSource
     sizes: Sizes = Sizes()
     echo: str = "digital_echo"
+    progression: str = "digital_progression"
     training_films: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))

@@ -40,6 +40,11 @@ def content(tmp_path: Path) -> dict[str, Any]:
         "rows": [("beats a minute", "60", "61")],
     }
     (tmp_path / "clip.mp4").unlink()
+    visit = {"image": film["image"], "label": "day 3", "kind": "past", "value": "9 mL"}
+    course = {
+        "title": "F 50: effusion", "words": "drainage on day 4", "rows": [("the past", [visit, None, visit])], "columns": 3,
+        "chart": page.fan_chart([0, 3, 9], [1, 2, 3], 2, np.array([[2.0], [4.0]]), [4], "effusion, mL"),
+    }  # fmt: skip
     losses = [(step, 1 / step) for step in range(1, 9)]
     return {
         "command": "make demo", "duration": "3 min", "facts": [("model", "x")], "films": [film] * 4,
@@ -49,7 +54,9 @@ def content(tmp_path: Path) -> dict[str, Any]:
         "evaluation": {"words": "w", "rows": [{"name": "n", "value": "1", "meaning": "m"}], "chart_title": "c", "caution": "few",
                        "chart": page.bar_chart([("edema", 0.9), ("nodule", 0.4)], 0.85, 0.5)},
         "echo": {"clips": [clip] * 2, "control": "4 ms from its own"},
-        "code": {name: page.code("medgen doctor  # see") for name in ("sample", "patients", "train", "evaluate", "echo")},
+        "progression": {"patients": [course], "changes": [{"image": film["image"], "words": "without drainage"}], "futures": 2},
+        "code": {name: page.code("medgen doctor  # see")
+                 for name in ("sample", "patients", "train", "evaluate", "echo", "progression")},
         "provenance": '{"seed": 7}', "steps": [{"name": "s", "time": "1 s", "path": "out"}], "version": "0", "date": "today",
     }  # fmt: skip
 
@@ -80,7 +87,7 @@ def test_a_browser_shows_it(content: dict[str, Any], tmp_path: Path) -> None:
     ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert shown.stdout.count("<figure>") == 4
-    assert shown.stdout.count("<svg") == 4
+    assert shown.stdout.count("<svg") == 5
     assert re.findall(r'data-ready="(\d)" data-width="(\d+)"', shown.stdout) == [("4", "320")] * 2, (
         "the films can be played through"
     )
