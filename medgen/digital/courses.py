@@ -41,14 +41,14 @@ class Kinetics:
 
 
 KINETICS = {
-    "pleural_effusion": Kinetics((0.13, 0.0, -0.08), 0.05, (22.0, 20.0, 25.0), 1.0),
-    "consolidation": Kinetics((0.30, 0.0, -0.07), 0.05, (9.0, 12.0, 40.0), 1.0),
-    "edema": Kinetics((0.50, 0.0, -0.35), 0.09, (6.0, 6.0, 8.0), 0.5),
-    "nodule": Kinetics((LN2, 0.0, -LN2 / 3), 0.004, (1500.0, 3000.0, 500.0), 15.0, 0.7),  # times 1 / doubling time
-    "cardiomegaly": Kinetics((0.004, 0.0, -0.002), 0.004, (700.0, 700.0, 500.0), 15.0),
+    "pleural_effusion": Kinetics((0.13, 0.0, -0.08), 0.05, (25.0, 10.0, 25.0), 1.0),
+    "consolidation": Kinetics((0.25, 0.0, -0.08), 0.05, (14.0, 8.0, 40.0), 1.0),
+    "edema": Kinetics((0.45, 0.0, -0.35), 0.09, (8.0, 4.0, 8.0), 0.5),
+    "nodule": Kinetics((LN2, 0.0, -LN2 / 3), 0.002, (1500.0, 3000.0, 500.0), 15.0, 0.7),  # times 1 / doubling time
+    "cardiomegaly": Kinetics((0.004, 0.0, -0.003), 0.004, (900.0, 400.0, 500.0), 15.0),
 }
-_NEXT = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.25, 0.75, 0.0]])  # where a regime switches to
-_GAP_DAYS = {"pleural_effusion": 6.0, "consolidation": 5.0, "edema": 2.5, "nodule": 130.0, "cardiomegaly": 270.0, None: 250.0}
+_NEXT = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.4, 0.6, 0.0]])  # where a regime switches to
+_GAP_DAYS = {"pleural_effusion": 8.0, "consolidation": 7.0, "edema": 3.0, "nodule": 150.0, "cardiomegaly": 320.0, None: 250.0}
 _LASTS = {"antibiotic": 21.0, "diuretic": 14.0, "drainage": 1.0}  # days
 
 
@@ -147,11 +147,11 @@ def draw_tracks(names: Sequence[str], smoker: bool, rng: np.random.Generator) ->
         if name in ("pleural_effusion", "consolidation", "nodule"):
             sides = ("right", "left") if both else (str(rng.choice(["right", "left"])),)
         rate = float(np.exp(rng.normal(0, KINETICS[name].rate_spread)))
-        first = int(rng.choice(3, p=[0.55, 0.2, 0.25]))
+        first = int(rng.choice(3, p=[0.6, 0.15, 0.25]))
         severity = float(rng.uniform(0.12, 0.8))
         if name == "nodule":
             rate = 1 / float(np.clip((120 if smoker else 160) * rate, 60, 600))
-            severity, first = float(np.exp(rng.uniform(np.log(9), np.log(30)))) / MAX_DIAMETER_MM, int(rng.random() < 0.3)
+            severity, first = float(np.exp(rng.uniform(np.log(9), np.log(30)))) / MAX_DIAMETER_MM, int(rng.random() < 0.25)
         for side in sides:
             lobe = None
             if name in ("consolidation", "nodule"):
