@@ -10,7 +10,11 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
-PROOF = {"01_text_to_cxr": "pairs changed sides", "02_ecg_to_echo": "seen by the judge"}
+PROOF = {
+    "01_text_to_cxr": "pairs changed sides",
+    "02_ecg_to_echo": "seen by the judge",
+    "03_progression": "read by the judge at the last date",
+}
 """What each notebook prints when it has come to its measurement."""
 
 
