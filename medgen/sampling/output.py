@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 METADATA, SETTINGS, CASES = "metadata.jsonl", "sampling.json", "cases.jsonl"
-_FILES = {"file_name", "frames_file"}  # what a line promises to lie beside it
+_FILES = {"file_name", "frames_file"}  # what a line promises to lie beside it, and the list `files`
 
 
 class OutputError(ValueError):
@@ -67,9 +67,7 @@ class OutputFolder:
         # Parts before the merged file: if another shard merges meanwhile, what vanishes from the parts is already in it.
         for path in [*sorted(self.path.glob(".metadata-*.jsonl")), self.path / METADATA]:
             lines |= {line["file_name"]: line for line in _read_lines(path)}
-        return {
-            name: line for name, line in lines.items() if all((self.path / line[key]).is_file() for key in _FILES & line.keys())
-        }
+        return {name: line for name, line in lines.items() if all((self.path / file).is_file() for file in _promised(line))}
 
     def write(self, files: Mapping[str, bytes], line: Mapping[str, Any]) -> None:
         """Write one trajectory's files (name -> content), then its metadata line; each is on disk when this returns."""
@@ -135,6 +133,10 @@ class OutputFolder:
             f"cannot write {path}: {error.strerror}. What was finished is whole; free space or permissions, "
             "then the same command continues"
         )
+
+
+def _promised(line: Mapping[str, Any]) -> list[str]:
+    return [*(line[key] for key in sorted(_FILES & line.keys())), *line.get("files", ())]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

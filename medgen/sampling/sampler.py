@@ -111,11 +111,12 @@ def run(
     lanes: Lanes,
     shard: Shard,
     progress: bool = True,
+    measured: Callable[[Trajectory[C]], Mapping[str, Any]] = lambda trajectory: {},
 ) -> int:
     """Sample this shard's trajectories that `folder` does not hold yet, each written as soon as it is there; return how many.
 
-    `files` gives a trajectory's files (name -> content), `metadata` a job's line, with its main file as `file_name`. Raises
-    `SamplingError` if the pipeline returns NaN.
+    `files` gives a trajectory's files (name -> content), `metadata` a job's line, with its main file as `file_name`; `measured`
+    adds to the line what is only known of the finished trajectory. Raises `SamplingError` if the pipeline returns NaN.
     """
     done = folder.finished()
     mine = jobs_of(cases)[shard.index :: shard.count]
@@ -129,7 +130,7 @@ def run(
                     f"case {job.case.case_id!r}, trajectory {job.index}: the pipeline returned NaN or infinity, nothing of it was "
                     "written; try dtype float32, or check the weights"
                 )
-            folder.write(files(trajectory), metadata(job))
+            folder.write(files(trajectory), {**metadata(job), **measured(trajectory)})
     return len(jobs)
 
 

@@ -12,7 +12,10 @@ from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, C
 from medgen.models.autoencoder import AutoencoderConfig, build_autoencoder
 from medgen.models.denoiser import SequenceTransformer
 from medgen.models.echo_conditioner import EchoConditioner
+from medgen.models.progression_conditioner import ProgressionConditioner
+from medgen.models.volume_autoencoder import VolumeAutoencoderKL
 from medgen.pipelines.ecg_to_echo import ECGToEchoPipeline
+from medgen.pipelines.progression import ProgressionPipeline
 from medgen.pipelines.text_to_cxr import TextToCXRPipeline
 from medgen.tasks.text_encoder import train_tokenizer
 
@@ -105,5 +108,43 @@ def echo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline = ECGToEchoPipeline(vae, denoiser, conditioner, FlowMatchEulerDiscreteScheduler(), num_inference_steps=2, overlap=2,
                                  preprocessing={"size": 32, "frames": 8, "fps": 10.0}, guidance_scale=2.0)  # fmt: skip
     folder = tmp_path_factory.mktemp("pipelines") / "echo"
+    pipeline.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def progression_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forecaster of 32-pixel pictures with random weights, for tests/follow_ups.py."""
+    return forecaster(tmp_path_factory.mktemp("pipelines") / "progression", 2)
+
+
+@pytest.fixture(scope="session")
+def progression_folder_3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of volumes of 16³ voxels."""
+    return forecaster(tmp_path_factory.mktemp("pipelines") / "progression_3d", 3)
+
+
+def forecaster(folder: Path, dim: int) -> Path:
+    """A `ProgressionPipeline` with random weights, saved."""
+    torch.manual_seed(0)
+    vae: AutoencoderKL | VolumeAutoencoderKL
+    if dim == 2:
+        shape = AutoencoderConfig(
+            patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, mid_block_attention=False, sample_size=32
+        )
+        vae = build_autoencoder(shape)
+    else:
+        vae = VolumeAutoencoderKL(latent_channels=2, patch_size=2, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16)
+    conditioner = ProgressionConditioner(
+        16, events=["drainage"], numbers={"age": [50.0, 10.0], "weight_kg": [70.0, 10.0]}, words={"sex": ["F", "M"]}
+    )
+    denoiser = SequenceTransformer(vae.config.latent_channels, 16, spatial_dims=dim, width=24, depth=2, heads=2, temporal_every=2,
+                                   time_periods=(2.0, 200.0), feature_dim=conditioner.feature_dim)  # fmt: skip
+    for module in (denoiser, conditioner):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = ProgressionPipeline(vae, denoiser, conditioner, FlowMatchEulerDiscreteScheduler(),
+                                   preprocessing={"dim": dim, "size": 32 if dim == 2 else 16}, num_inference_steps=2,
+                                   guidance_scale=2.0)  # fmt: skip
     pipeline.save_pretrained(str(folder))
     return folder
