@@ -80,7 +80,7 @@ class Record:
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """(column, what was expected) of everything that types alone do not catch; a kind adds its own."""
-        if not _ID.fullmatch(self.record_id):
+        if not is_name(self.record_id):
             yield "record_id", "letters, digits and . _ - (it becomes a file name)"
         for column in ("patient_id", "study_id"):
             if not getattr(self, column):
@@ -356,6 +356,11 @@ def _records(rows: list[dict[str, Any]], path: Path, kind: type[Record]) -> list
     if not records:
         raise ManifestError(f"{path}: no records")
     return records
+
+
+def is_name(text: str) -> bool:
+    """Whether a name can be a file's on any system: letters, digits and . _ - only."""
+    return _ID.fullmatch(text) is not None
 
 
 def is_below(text: str) -> bool:

@@ -24,6 +24,8 @@ from medgen.data.volumes import VolumePreprocessing, is_volume, load_volume
 
 _CACHE_VERSION = 1  # raise it when `load_volume` gives other values for the same file and preprocessing
 
+_SIDES = "size must be 8 to 4096 along each side"
+
 
 class VisitPreprocessing(Config):
     """How a visit's image file becomes a tensor; part of a pipeline's saved configuration."""
@@ -41,6 +43,8 @@ class VisitPreprocessing(Config):
         """`image.size` follows `size`, so that the two cannot disagree unless both are given."""
         if not isinstance(values, dict) or not isinstance(values.get("size", 128), int):
             return values
+        if not 8 <= values.get("size", 128) <= 4096:
+            raise ValueError(_SIDES)
         image = values.get("image") or {}
         if isinstance(image, dict):
             values = {**values, "image": {"size": values.get("size", 128), **image}}
@@ -50,7 +54,7 @@ class VisitPreprocessing(Config):
     def _agree(self) -> VisitPreprocessing:
         sides = (self.size,) if isinstance(self.size, int) else self.size
         if not all(8 <= side <= 4096 for side in sides):
-            raise ValueError("size must be 8 to 4096 along each side")
+            raise ValueError(_SIDES)
         if self.dim == 2 and not isinstance(self.size, int):
             raise ValueError("pictures are square: size is one number where dim is 2")
         if self.dim == 2 and self.image.size != self.size:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict
 
-from medgen.data.records import Record, Split, is_below
+from medgen.data.records import Record, Split, is_below, is_name
 
 TimeUnit = Literal["days", "order", "phase"]
 BIOMARKERS = {
@@ -99,7 +99,11 @@ class VisitSeries(Record):
         times = [visit.time for visit in self.visits]
         if not all(map(math.isfinite, times)) or any(b <= a for a, b in pairwise(times)):
             yield "visits", "finite times, each later than the one before (merge two images of one visit or keep one)"
+        if self.time_unit == "phase" and any(not 0 <= time <= 1 for time in times):
+            yield "visits", "phases from 0 to 1"
         for visit in self.visits:
+            if not is_name(visit.visit_id):
+                yield "visits", f"visit_ids of letters, digits and . _ - (they become file names), not {visit.visit_id!r}"
             if visit.image is not None and not is_below(visit.image):
                 yield "visits", f"images that are POSIX paths below the manifest's folder (visit {visit.visit_id!r})"
             if visit.date is not None and not _is_iso(visit.date):

@@ -101,6 +101,11 @@ def read_header(path: str | Path) -> Header:
     return _header(_open(Path(path)), Path(path))
 
 
+def read_shape(path: str | Path) -> tuple[int, ...]:
+    """The array's shape alone, whatever else the header says. Raises `VolumeError`."""
+    return tuple(int(n) for n in _open(Path(path)).shape)
+
+
 def read_volume(path: str | Path, need_orientation: bool = True) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """`[x, y, z]` float32 as stored, and its affine. Raises `VolumeError` for anything but one finite, placed volume.
 
@@ -193,9 +198,13 @@ def _scaled(values: Tensor, preprocessing: VolumePreprocessing, path: Path) -> T
     return ((values - low) / (high - low)).clamp_(0, 1)
 
 
-def write_volume(path: str | Path, values: Tensor | NDArray[Any], affine: NDArray[np.float64], dtype: Any = np.int16) -> Path:
-    """Write `values` [D,H,W] or [1,D,H,W] (rounded if `dtype` is whole) as NIfTI, whole or not at all; the same bytes every time."""
-    path = Path(path)
+def write_volume(
+    path: str | Path, values: Tensor | NDArray[Any], affine: NDArray[np.float64], dtype: Any = np.int16, description: str = ""
+) -> Path:
+    """Write `values` [D,H,W] or [1,D,H,W] (rounded if `dtype` is whole) as NIfTI, whole or not at all; the same bytes every time.
+
+    `description` goes to the header, which has room for 79 letters.
+    """
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     array = array[0] if array.ndim == 4 else array
     if np.issubdtype(dtype, np.integer):
@@ -205,6 +214,7 @@ def write_volume(path: str | Path, values: Tensor | NDArray[Any], affine: NDArra
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=5, mtime=0)

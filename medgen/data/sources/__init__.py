@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from medgen.data.echo_records import ECHO_VIEWS, EchoView
 from medgen.data.sources import (
+    acdc,
+    bids_sessions,
     camus,
     chestmnist,
     chexpert_csv,
@@ -12,11 +14,14 @@ from medgen.data.sources import (
     echoxflow,
     imagefolder,
     mimic_cxr_jpg,
+    mimic_cxr_visits,
     mimic_iv_ecg,
     mimic_iv_echo,
+    nih_followups,
     ptb_xl,
     rexgradient,
     ultrasound_dicom,
+    visit_csv,
 )
 from medgen.data.sources.base import Source
 
@@ -46,4 +51,11 @@ SOURCES: dict[str, Source] = {
     ),
     "mimic_iv_ecg": Source("MIMIC-IV-ECG: record_list.csv, machine_measurements.csv, WFDB", mimic_iv_ecg.records, views=()),
     "ptb_xl": Source("PTB-XL: ptbxl_database.csv, WFDB", ptb_xl.records, views=()),
+    "mimic_cxr_visits": Source(
+        "MIMIC-CXR-JPG 2.x as dated visits: one frontal film and report per study", mimic_cxr_visits.records
+    ),
+    "nih_followups": Source("NIH ChestX-ray14 by Follow-up #, or PadChest by date", nih_followups.records),
+    "acdc": Source("ACDC: cine MR from end-diastole to end-systole, as SADM reads it", acdc.records, views=()),
+    "bids_sessions": Source("BIDS with sessions (OASIS, ADNI): sub-*/ses-*/anat/*_T1w.nii.gz", bids_sessions.records, views=()),
+    "visit_csv": Source("visits.csv: patient, date|day|order, image (fundus, skin, ...)", visit_csv.records, views=()),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from medgen.config import Config
 from medgen.data.ecg_records import ECGRecord
 from medgen.data.echo_records import ECHO_VIEWS, EchoRecord, EchoView
 from medgen.data.records import CXRRecord, Split, View
+from medgen.data.visit_records import VisitSeries
 from medgen.seeds import stable_seed
 
 
@@ -34,11 +35,16 @@ class SourceOptions(Config):
     test_fraction: float = Field(0.05, ge=0, lt=1, description="patients for testing where the set has no official split")
     seed: int = Field(0, description="changes who goes where in a split that is not official")
     ecg_hours: float = Field(24.0, ge=0, description="an ECG of the same patient belongs to an echo up to so many hours away")
+    frames: int = Field(12, ge=0, le=100, description="ACDC: frames from end-diastole to end-systole (0: those recorded)")
+    contrast: str = Field("T1w", pattern=r"^[A-Za-z0-9]+$", description="BIDS: which image of a session, by its file's ending")
+    command: str = Field("", description="BIDS: run on every image, with {input} and {output}")
 
     @model_validator(mode="after")
-    def _some_patients_train(self) -> SourceOptions:
+    def _possible(self) -> SourceOptions:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction and test_fraction leave no patient to train on")
+        if self.frames == 1:
+            raise ValueError("frames must be 0 (those recorded) or at least 2 (end-diastole and end-systole)")
         return self
 
 
@@ -61,8 +67,19 @@ class Annotated:
     arrays: dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Unwritten:
+    """A series whose images `build` lets `make` write first: `make(home)` gives visit id → reason of each image it could not write.
+
+    The record's images are named relative to `home`, the manifest's folder; `make` leaves alone what an earlier run wrote.
+    """
+
+    record: VisitSeries
+    make: Callable[[Path], Mapping[str, str]]
+
+
 # Files are given relative to the data set's folder; `build` makes them relative to the manifest's.
-Records: TypeAlias = Iterator["CXRRecord | EchoRecord | ECGRecord | Annotated | Quarantined"]
+Records: TypeAlias = Iterator["CXRRecord | EchoRecord | ECGRecord | VisitSeries | Annotated | Unwritten | Quarantined"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ def hashed_split(patient_id: str, options: SourceOptions) -> Split:
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a .csv or .csv.gz (UTF-8, with or without a byte-order mark) that has the columns `needed`.
+    """Rows of a .csv, .tsv or their .gz (UTF-8, with or without a byte-order mark) that has the columns `needed`.
 
     Raises `SourceError` naming the missing file or columns.
     """
@@ -93,7 +110,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
     how = {"mode": "rt", "encoding": "utf-8-sig", "newline": ""}
     with gzip.open(path, **how) if path.suffix == ".gz" else path.open(**how) as file:  # type: ignore[call-overload]
         try:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, delimiter="\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",")
             missing = [column for column in needed if column not in (reader.fieldnames or ())]
             if missing:
                 raise SourceError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
@@ -110,6 +127,14 @@ def one_file(root: Path, *patterns: str) -> Path:
         if found:
             return found[0]
     raise SourceError(f"{root} holds none of {', '.join(patterns)}; is this the data set's folder?")
+
+
+def read_info(path: Path) -> dict[str, str]:
+    """The "Key: value" lines of a .cfg (CAMUS, ACDC), keys in lower case; nothing if it is not there."""
+    if not path.is_file():
+        return {}
+    lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {key.strip().lower(): value.strip() for key, sign, value in lines if sign}
 
 
 def as_id(text: str) -> str:

@@ -28,6 +28,7 @@ from medgen.data.sources.base import (
     as_number,
     as_sex,
     hashed_split,
+    read_info,
 )
 from medgen.data.video import VideoError, square_pixels
 
@@ -57,7 +58,7 @@ def records(root: Path, options: SourceOptions) -> Records:
 def _record(folder: Path, name: str, below: str, split: Split) -> EchoRecord | Annotated | Quarantined:
     record_id = f"{folder.name}_{name}"
     path = folder / f"{record_id}_half_sequence.nii.gz"
-    info = _info(folder / f"Info_{name}.cfg")
+    info = read_info(folder / f"Info_{name}.cfg")
     if not path.is_file():
         return Quarantined(record_id, f"no video at {below}/{path.name}")
     if (fps := as_number(info.get("framerate"))) is None or fps <= 0:
@@ -102,14 +103,6 @@ def _masks(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         raise VideoError(f"{path.name} has the shape {list(image.shape)}, its video {list(shape)}")
     values = np.asarray(image.dataobj).reshape(*shape[:2], -1)
     return square_pixels(np.transpose(values, (2, 1, 0)).astype(np.uint8), image.header.get_zooms(), order=0)
-
-
-def _info(path: Path) -> dict[str, str]:
-    """The "Key: value" lines of a .cfg, keys in lower case; nothing if it is not there."""
-    if not path.is_file():
-        return {}
-    lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return {key.strip().lower(): value.strip() for key, sign, value in lines if sign}
 
 
 def _splits(root: Path) -> dict[str, Split]:

@@ -19,7 +19,7 @@ from medgen.data.report_text import sections
 from medgen.data.sources.base import Quarantined, Records, SourceOptions, as_date, as_view, one_file, read_rows
 from medgen.data.sources.chexpert_csv import chexpert_labels
 
-_SPLITS: Mapping[str, Split] = {"train": "train", "validate": "val", "test": "test"}
+SPLITS: Mapping[str, Split] = {"train": "train", "validate": "val", "test": "test"}
 
 
 def records(root: Path, options: SourceOptions) -> Records:
@@ -27,7 +27,7 @@ def records(root: Path, options: SourceOptions) -> Records:
     metadata = one_file(root, "mimic-cxr-2.*-metadata.csv.gz", "mimic-cxr-2.*-metadata.csv")
     split_file = one_file(root, "mimic-cxr-2.*-split.csv.gz", "mimic-cxr-2.*-split.csv")
     splits = {row["dicom_id"]: row["split"] for row in read_rows(split_file, ["dicom_id", "split"])}
-    chexpert = _chexpert(root)
+    chexpert = chexpert_of(root)
     reports: dict[str, tuple[dict[str, str], tuple[FindingLabel, ...]] | str] = {}
     for row in read_rows(metadata, ["dicom_id", "subject_id", "study_id", "ViewPosition"]):
         view = as_view(row["ViewPosition"])
@@ -36,12 +36,12 @@ def records(root: Path, options: SourceOptions) -> Records:
         dicom_id, patient, study = row["dicom_id"], f"p{row['subject_id']}", f"s{row['study_id']}"
         if study not in reports:
             reports.clear()  # rows are grouped by study: keep one
-            reports[study] = _report(root, patient, study, chexpert.get(study))
+            reports[study] = report_of(root, patient, study, chexpert.get(study))
         report = reports[study]
         if isinstance(report, str):
             yield Quarantined(dicom_id, report)
             continue
-        if splits.get(dicom_id) not in _SPLITS:
+        if splits.get(dicom_id) not in SPLITS:
             yield Quarantined(dicom_id, f"no split for {dicom_id} in {split_file.name}")
             continue
         found, labels = report
@@ -54,14 +54,14 @@ def records(root: Path, options: SourceOptions) -> Records:
             view=view,
             findings=found.get("findings", ""),
             impression=found.get("impression", ""),
-            split=_SPLITS[splits[dicom_id]],
+            split=SPLITS[splits[dicom_id]],
             labels=labels,
             study_date=as_date(row.get("StudyDate", "")),
             extra=extra,
         )
 
 
-def _report(
+def report_of(
     root: Path, patient: str, study: str, official: tuple[FindingLabel, ...] | None
 ) -> tuple[dict[str, str], tuple[FindingLabel, ...]] | str:
     """Sections and labels of a study's report, or why there are none."""
@@ -90,7 +90,8 @@ def merge_labels(official: tuple[FindingLabel, ...] | None, text: tuple[FindingL
     return (*merged, *(label for label in text if label.name not in known))
 
 
-def _chexpert(root: Path) -> dict[str, tuple[FindingLabel, ...]]:
+def chexpert_of(root: Path) -> dict[str, tuple[FindingLabel, ...]]:
+    """The labels of every study in the CheXpert table; nothing if it is not there."""
     tables = [*root.glob("mimic-cxr-2.*-chexpert.csv*")]
     if not tables:
         return {}
