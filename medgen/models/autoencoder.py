@@ -1,11 +1,14 @@
 """The KL autoencoder: diffusers' AutoencoderKL, built from a small configuration, with normalised latents per channel.
 
-Images are [B,1,H,W] in [-1,1]; latents are [B,C,H/f,W/f] with zero mean and unit variance over the training data.
+Images are [B,1,H,W] in [-1,1]; latents are [B,C,H/f,W/f] with zero mean and unit variance over the training data. Volumes
+[B,1,D,H,W] have MONAI's network (`medgen.models.volume_autoencoder`) behind the same functions: *S stands for the sides of either.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +16,34 @@ from diffusers import AutoencoderKL, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError
 from medgen.models.folders import component
+
+if TYPE_CHECKING:
+    from medgen.models.volume_autoencoder import VolumeAutoencoderKL
+
+    KLAutoencoder: TypeAlias = "PatchAutoencoderKL | VolumeAutoencoderKL"
+
+_VOLUMES = "VolumeAutoencoderKL"  # a class known by its name, so that images never import MONAI's networks
 
 
 class AutoencoderConfig(Config):
     """The shape of an autoencoder; the downsampling factor is `patch_size * 2 ** (len(block_out_channels) - 1)`."""
 
     init_from: str | None = Field(None, description="folder or hub id of a trained AutoencoderKL; the shape is then its own")
-    patch_size: int = Field(1, ge=1, description="pixels folded into channels first: convolutions then run at H / patch_size")
+    patch_size: int = Field(
+        1, ge=1, description="pixels (of a side) folded into channels first: convolutions run at H / patch_size"
+    )
     block_out_channels: tuple[int, ...] = (64, 128, 128, 256)
     layers_per_block: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     norm_num_groups: int = Field(32, ge=1)
     mid_block_attention: bool = True
-    sample_size: int = Field(128, ge=8)
+    sample_size: Annotated[int, Field(ge=8)] | tuple[int, int, int] = Field(
+        128, description="side of images and cubes; of other volumes depth, height and width"
+    )
 
 
 # A saved pipeline finds out how to load a component by the base classes that its module names: `ModelMixin` must stay importable here.
@@ -103,34 +117,59 @@ class PatchAutoencoderKL(AutoencoderKL):
         return self.decode(latents).sample, posterior
 
 
-def build_autoencoder(config: AutoencoderConfig) -> PatchAutoencoderKL:
+def build_autoencoder(config: AutoencoderConfig, spatial_dims: Literal[2, 3] = 2) -> KLAutoencoder:
     """A new autoencoder, or the trained one at `config.init_from` (any AutoencoderKL folder or hub id)."""
     if config.init_from is not None:
-        model = PatchAutoencoderKL.from_pretrained(component(config.init_from, "vae"), dtype=torch.float32, use_safetensors=True)
-        return model.to(memory_format=torch.channels_last)
-    stages = len(config.block_out_channels)
+        model = _load(config.init_from)
+        if spatial_dims_of(model) != spatial_dims:
+            raise ConfigError(
+                f"autoencoder.init_from: {config.init_from} is of {spatial_dims_of(model)}D images, this recipe's are {spatial_dims}D"
+            )
+        return model
     if wrong := [width for width in config.block_out_channels if width % config.norm_num_groups]:
         raise ConfigError(
             f"autoencoder.block_out_channels: {wrong} are not multiples of norm_num_groups={config.norm_num_groups}"
         )
-    model = PatchAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * stages,
-        up_block_types=("UpDecoderBlock2D",) * stages,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_num_groups,
-        sample_size=config.sample_size,
-        mid_block_add_attention=config.mid_block_attention,
-        patch_size=config.patch_size,
-    )
+    shape = config.model_dump(exclude={"init_from", "mid_block_attention"})
+    shape["mid_block_add_attention"] = config.mid_block_attention
+    if spatial_dims == 3:
+        from medgen.models.volume_autoencoder import VolumeAutoencoderKL
+
+        return VolumeAutoencoderKL(**shape)
+    if not isinstance(config.sample_size, int):
+        raise ConfigError(f"autoencoder.sample_size: images are square, so it is one number, not {config.sample_size}")
+    stages = len(config.block_out_channels)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * stages, "up_block_types": ("UpDecoderBlock2D",) * stages}
+    return PatchAutoencoderKL(**blocks, **shape).to(memory_format=torch.channels_last)
+
+
+def load_autoencoder(path: str | Path) -> KLAutoencoder:
+    """The trained autoencoder at `path` (folder or hub id; safetensors only), frozen, in evaluation mode and float32."""
+    return _load(path).requires_grad_(False).eval()
+
+
+def _load(path: str | Path) -> KLAutoencoder:
+    """The model of the class that the folder's configuration names; one of images where that is a class of diffusers' own."""
+    folder = component(path, "vae")
+    saved = Path(folder) / "config.json"
+    if saved.is_file() and json.loads(saved.read_text()).get("_class_name") == _VOLUMES:
+        from medgen.models.volume_autoencoder import VolumeAutoencoderKL
+
+        return VolumeAutoencoderKL.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model = PatchAutoencoderKL.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return model.to(memory_format=torch.channels_last)
 
 
-def load_autoencoder(path: str | Path) -> PatchAutoencoderKL:
-    """The trained autoencoder at `path` (folder or hub id; safetensors only), frozen, in evaluation mode and float32."""
-    model = PatchAutoencoderKL.from_pretrained(component(path, "vae"), dtype=torch.float32, use_safetensors=True)
-    return model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+def spatial_dims_of(vae: ModelMixin) -> Literal[2, 3]:
+    """Whether `vae` is of images (2) or of volumes (3)."""
+    return 3 if type(vae).__name__ == _VOLUMES else 2
+
+
+def encoder_parts(vae: KLAutoencoder) -> tuple[nn.Module, ...]:
+    """The modules between an image and its posterior: what stays as it is where only the decoder learns."""
+    if isinstance(vae, PatchAutoencoderKL):
+        return vae.encoder, vae.quant_conv
+    return vae.network.encoder, vae.network.quant_conv_mu, vae.network.quant_conv_log_sigma
 
 
 def downsampling(vae: ModelMixin) -> int:
@@ -141,13 +180,13 @@ def downsampling(vae: ModelMixin) -> int:
 
 
 def encode_moments(vae: ModelMixin, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and standard deviation [B,C,H/f,W/f] of the normalised latents of `images` [B,1,H,W] in [-1,1].
+    """Posterior mean and standard deviation [B,C,*S/f] of the normalised latents of `images` [B,1,*S] in [-1,1].
 
     A model of three channels (the Stable Diffusion family) sees the grey image three times; one without a posterior has std 0.
     """
     side = downsampling(vae)
-    if images.shape[-1] % side or images.shape[-2] % side:
-        raise ValueError(f"images of {tuple(images.shape[-2:])} pixels: both sides must be multiples of {side}")
+    if any(size % side for size in images.shape[2:]):
+        raise ValueError(f"images of {tuple(images.shape[2:])} pixels: all sides must be multiples of {side}")
     channels = vae.config.in_channels
     encoded = vae.encode(images.expand(-1, channels, -1, -1) if channels != images.shape[1] else images)
     if hasattr(encoded, "latent"):  # deterministic: AutoencoderDC
@@ -159,13 +198,13 @@ def encode_moments(vae: ModelMixin, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
-    """Images [B,1,H,W] in [-1,1] of normalised latents [B,C,H/f,W/f]."""
+    """Images [B,1,*S] in [-1,1] of normalised latents [B,C,*S/f]."""
     shift, scale = _statistics(vae, latents)
     images = vae.decode(latents * scale + shift).sample
     return images.mean(1, keepdim=True).clamp(-1, 1)
 
 
-def set_latent_statistics(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+def set_latent_statistics(vae: KLAutoencoder, mean: Tensor, std: Tensor) -> None:
     """Write per-channel statistics of raw latents ([C] each) into the configuration (buffers would be lost to the EMA)."""
     vae.register_to_config(latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
 
@@ -175,5 +214,6 @@ def _statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     config = vae.config
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         moments = like.new_tensor([config["latents_mean"], config["latents_std"]])
-        return moments[0].view(1, -1, 1, 1), moments[1].view(1, -1, 1, 1)
+        shift, scale = moments.view(2, 1, -1, *(1,) * (like.ndim - 2))
+        return shift, scale
     return like.new_tensor(config.get("shift_factor") or 0.0), like.new_tensor(1 / config["scaling_factor"])

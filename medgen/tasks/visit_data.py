@@ -31,20 +31,20 @@ class VisitData(Config):
     preprocessing: VisitPreprocessing
     cache: Path | None = Field(None, description="folder for preprocessed images; default: none are kept")
 
-    def images(self, split: Literal["train", "val"]) -> VisitImages | None:
-        """Every image of the series of `split` that has two or more; None where there is no "val"."""
-        manifest = self._series(split)
+    def images(self, split: Literal["train", "val"], least: int = 2) -> VisitImages | None:
+        """Every image of the series of `split` that have `least` or more; None where there is no "val"."""
+        manifest = self._series(split, least)
         return None if manifest is None else VisitImages(manifest, self.preprocessing, self.cache)
 
-    def _series(self, split: Literal["train", "val"]) -> Manifest[VisitSeries] | None:
+    def _series(self, split: Literal["train", "val"], least: int) -> Manifest[VisitSeries] | None:
         if split == "val" and all(r.split != "val" for r in read_manifest(self.manifest, record=VisitSeries).records):
             return None
         manifest = read_manifest(self.manifest, split, record=VisitSeries)
-        kept = tuple(series for series in manifest.records if len(series.imaged) > 1)
+        kept = tuple(series for series in manifest.records if len(series.imaged) >= least)
         if not kept:
             if split == "val":
                 return None
-            raise ConfigError(f"data.manifest: no series of {self.manifest} in split {split!r} has two visits with images")
+            raise ConfigError(f"data.manifest: no series of {self.manifest} in split {split!r} has {least} visits with images")
         if units := sorted({series.time_unit for series in kept} - {kept[0].time_unit}):
             raise ConfigError(f"data.manifest: {self.manifest} mixes time units {kept[0].time_unit} and {', '.join(units)}")
         return Manifest(kept, manifest.root, manifest.name, manifest.source, manifest.schema_version, manifest.sha256)
