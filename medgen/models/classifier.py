@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
 from torch import Tensor, nn
 
 from medgen.data.records import FINDINGS, FindingLabel
+from medgen.models.folded_unet import coordinates
 
 SIDED_FINDINGS = ("pleural_effusion", "pneumothorax", "consolidation", "nodule", "atelectasis")
 OUTPUTS = (*FINDINGS, *(f"{name}_{side}" for name in SIDED_FINDINGS for side in ("left", "right")))
@@ -116,7 +117,7 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     def _map(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 1:
             raise ValueError(f"images must be [B,1,H,W], got {tuple(images.shape)}")
-        hidden = self.stem(torch.cat([images, _coordinates(images)], dim=1))
+        hidden = self.stem(torch.cat([images, coordinates(images)], dim=1))
         for block in self.blocks:
             hidden = block(hidden)
         return cast(Tensor, self.neck(nn.functional.silu(self.norm(hidden))))
@@ -125,9 +126,3 @@ class FindingClassifier(ModelMixin, ConfigMixin):
     def _pool(hidden: Tensor) -> Tensor:
         pools = (nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d)
         return torch.cat([pool(hidden, (1, 2)).flatten(1) for pool in pools], dim=1)
-
-
-def _coordinates(images: Tensor) -> Tensor:
-    """Row and column of every pixel in [-1,1]: [B,2,H,W]."""
-    rows, columns = (torch.linspace(-1, 1, size, device=images.device, dtype=images.dtype) for size in images.shape[-2:])
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(images.shape[0], -1, -1, -1)
