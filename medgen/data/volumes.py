@@ -215,6 +215,12 @@ def write_volume(
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    return save_nifti(path, image)
+
+
+def save_nifti(path: str | Path, image: nibabel.Nifti1Image) -> Path:
+    """Write `image` whole or not at all; the same bytes every time."""
+    path = Path(path)
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=5, mtime=0)
