@@ -36,6 +36,7 @@ from medgen.models.progression_conditioner import (
 from medgen.pipelines.card import write_progression_card
 from medgen.pipelines.progression import ProgressionPipeline, encode_sentences
 from medgen.seeds import generator as seeded
+from medgen.tasks.autoencoder import as_pictures
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.text_to_cxr import FrozenAutoencoder
 from medgen.tasks.visit_data import CachedVisits, VisitData, collate_visits
@@ -310,8 +311,7 @@ def dropped(conditions: ProgressionConditions, share: ConditionDropout, generato
 def _pictures(pipeline: ProgressionPipeline, latents: Tensor, present: Tensor) -> Tensor:
     """[N,1,H,W] in [-1,1]: a row of `_PREVIEW_VISITS` for each series, grey where there is no visit; of volumes the middle slice."""
     images = pipeline._images(latents[:, :_PREVIEW_VISITS])
-    if images.ndim == 5:  # [B,T,X,Y,Z], right-anterior-superior: the coronal slice, head up
-        images = images[:, :, :, images.shape[3] // 2].transpose(2, 3).flip(2)
+    images = as_pictures(images.flatten(0, 1)[:, None])[:, 0].unflatten(0, images.shape[:2])
     images = torch.where(_over(present[:, :_PREVIEW_VISITS], images), images, torch.full_like(images, 0.5))
     if missing := _PREVIEW_VISITS - images.shape[1]:
         images = torch.cat([images, torch.full_like(images[:, :1], 0.5).expand(-1, missing, -1, -1)], 1)
