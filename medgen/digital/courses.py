@@ -320,7 +320,8 @@ def _step(
 def treated_drift(track: Track, active: Sequence[Event], time: float, regime: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The drift of u that treatments in effect impose (NaN: none), and the regime they leave behind.
 
-    Half-lives: antibiotic 10 days, two days after it began; diuretic 2.5 days for oedema, 18 for effusions, 60 for the heart.
+    Half-lives, unless the disease resolves faster by itself: antibiotic 10 days, two days after it began; diuretic 2.5 days for
+    oedema, 18 for effusions, 60 for the heart.
     """
     drift, left = np.full(regime.shape, np.nan), regime
     for event in active:

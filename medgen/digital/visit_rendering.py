@@ -15,7 +15,7 @@ from medgen.data.visit_records import BIOMARKERS
 from medgen.digital.anatomy import HEART, Anatomy
 from medgen.digital.chest import MASK_MM, edit_body, edited_body
 from medgen.digital.courses import MAX_DIAMETER_MM, PRESENT, Track
-from medgen.digital.findings import Edit, add_breasts, apply_finding, relative_place
+from medgen.digital.findings import FLUID_HU, Edit, add_breasts, apply_finding, relative_place
 from medgen.digital.patient import Acquisition, FilmView, Finding, Patient, Study
 from medgen.digital.projection import attenuation, develop, project_posed
 from medgen.digital.warps import DEPTH_STEP_MM, FIELD_MM, Body, warp
@@ -150,6 +150,8 @@ def render_volume(study: Study, size: int, anatomy: Anatomy) -> Rendered:
     """The edited CT of the whole thorax, `size` voxels along each axis, axes to the patient's right, front and head."""
     (acquisition,) = study.acquisitions
     body, edits = edited_body(study, acquisition, 2 * size, anatomy)
+    for key, group in edits.items():
+        _seal(body, key, group)
     rays = _extents(body, {}, acquisition)
     volume, inside, spacing = to_cube(body, size)
     truth = _truth(edits) | {
@@ -158,6 +160,16 @@ def render_volume(study: Study, size: int, anatomy: Anatomy) -> Rendered:
     }
     affine = nib.affines.from_matvec(np.diag(spacing), -np.array(spacing) * (size - 1) / 2)
     return Rendered(volume.numpy().astype(np.int16), truth, affine=affine)
+
+
+def _seal(body: Body, key: str, edits: Sequence[Edit]) -> None:
+    """Fill the rim of partial volume between fluid (or airless lung) and the wall, which films do not show and slices do."""
+    if not key.startswith(("pleural_effusion", "consolidation")):
+        return
+    lungs = body.lungs["left"] | body.lungs["right"]
+    for edit in edits:
+        near = F.max_pool3d(edit.weight[None, None], 3, 1, 1)[0, 0] * ~lungs * (body.label > 0)
+        body.hu = torch.where(body.hu < FLUID_HU, torch.lerp(body.hu, torch.full_like(body.hu, FLUID_HU), near), body.hu)
 
 
 def to_cube(body: Body, size: int) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float, float]]:
@@ -292,6 +304,8 @@ def biomarker_table(
                 edited = copy.copy(healthy)
                 edit = apply_finding(edited, finding)
                 assert edit is not None
+                if cube is not None:
+                    _seal(edited, track.key, [edit])
                 amounts[d, g] = edit.numbers["ml"] * (1000 if track.name == "nodule" else 1)
             kept[d, g] = aerated(edited) / air
     if cube is not None:
