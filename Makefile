@@ -22,18 +22,18 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "medgen needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[digital,xformers,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[digital,xformers,study,dev]'
 	@touch $@
 
 setup: $(READY)  ## create .venv with the tested versions
 
-demo: $(READY)  ## films, training, resume, hearts from ECGs, measured; ends with the path of one HTML page
+demo: $(READY)  ## films, training, resume, hearts from ECGs, next visits, measured; ends with the path of one HTML page
 	@$(ENV) $(BIN)/medgen demo --out $(OUT)
 
 test: lint  ## every check: ruff, mypy, import-linter, pytest
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
-# The shipped weights, from nothing: five to six hours on two cores. Interrupted, the same command continues.
+# The shipped weights, from nothing: seven hours on two cores. Interrupted, the same command continues.
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained
 	$(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
 	$(BIN)/medgen digital chest --n 3000 --seed 7001 --out data/digital_chest_judge
@@ -56,8 +56,14 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	$(BIN)/medgen digital ecg --n 1860 --seed 0 --seconds 6 --rate 250 --out data/digital_ecg
 	$(BIN)/medgen train ecg-translation --config configs/ecg_translation/missing_leads.yaml
 	cp -rT runs/ecg_translation/missing_leads/export medgen/pretrained/digital_ecg_leads
+	$(BIN)/medgen digital progression --n 1200 --seed 0 --out data/digital_progression
+	$(BIN)/medgen digital progression --n 300 --seed 7003 --out data/digital_progression_judge
+	$(BIN)/medgen train film-meter --config configs/film_meter/digital_progression.yaml
+	$(BIN)/medgen train progression --config configs/progression/digital_progression.yaml
+	cp -rT runs/film_meter/digital_progression/export medgen/pretrained/digital_progression_judge
+	cp -rT runs/progression/digital_progression/export medgen/pretrained/digital_progression
 
-# Every figure of the README, from the shipped weights: about half an hour on two cores.
+# Every figure of the README, from the shipped weights: about two hours on two cores (one of them trains the regressor to compare with).
 FIGURES := out/figures
 figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -f data/digital_chest/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
@@ -71,6 +77,14 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	$(BIN)/medgen evaluate echo-cases --reference data/digital_echo/manifest.parquet --out $(FIGURES)/echo_cases/cases.jsonl
 	$(BIN)/medgen sample ecg-to-echo --pipeline digital_echo --cases $(FIGURES)/echo_cases/cases.jsonl --out $(FIGURES)/clips
 	$(BIN)/medgen evaluate ecg-to-echo --generated $(FIGURES)/clips --reference data/digital_echo/manifest.parquet --out $(FIGURES)/ecg_to_echo
+	test -f data/digital_progression/manifest.parquet || $(BIN)/medgen digital progression --n 1200 --seed 0 --out data/digital_progression
+	$(BIN)/medgen evaluate progression-cases --reference data/digital_progression/manifest.parquet --out $(FIGURES)/progression_cases
+	$(BIN)/medgen sample progression --pipeline digital_progression --cases $(FIGURES)/progression_cases/cases.jsonl --judge digital_progression_judge \
+	  --out $(FIGURES)/futures
+	$(BIN)/medgen train progression --config configs/progression/digital_progression.yaml deterministic=true train.out=runs/progression/regressor
+	$(BIN)/medgen sample progression --pipeline runs/progression/regressor/export --cases $(FIGURES)/progression_cases/cases.jsonl --out $(FIGURES)/regressed
+	$(BIN)/medgen evaluate progression --generated $(FIGURES)/futures --regressor $(FIGURES)/regressed --pipeline digital_progression \
+	  --reference data/digital_progression/manifest.parquet --out $(FIGURES)/progression
 	$(BIN)/medgen bench generators --out $(FIGURES)/bench_generators.json
 	$(BIN)/medgen bench train --out $(FIGURES)/bench_train.json
 	$(BIN)/medgen bench load --out $(FIGURES)/bench_load.json

@@ -110,6 +110,18 @@ VERBS = {
     "evaluate autoencoder": Verb(
         "PSNR and SSIM of reconstructions on held-out images", "medgen.evaluation.autoencoder:evaluate_autoencoder"
     ),
+    "study plan": Verb(
+        "power and sample size of a reader study, by simulation; says when a plan cannot support its claim",
+        "medgen.study.plan:plan",
+    ),
+    "study build": Verb("make a blinded reader-study pack from a protocol", "medgen.study.build:build"),
+    "study serve": Verb("serve a pack to many readers, each with a token", "medgen.study.serve:serve"),
+    "study analyze": Verb("analyse readers' answers with the key: one report", "medgen.study.analyze:analyze"),
+    "export dicom": Verb("write sampled images and clips as DICOM, marked synthetic", "medgen.export.dicom:export_dicom"),
+    "export nifti": Verb("write sampled volumes as NIfTI in BIDS layout", "medgen.export.nifti:export_nifti"),
+    "export mp4": Verb("write sampled sequences as MP4", "medgen.export.mp4:export_mp4"),
+    "export wfdb": Verb("write sampled ECGs as WFDB records", "medgen.export.wfdb:export_wfdb"),
+    "export hf": Verb("write a Hugging Face data-set folder with card and Croissant metadata", "medgen.export.hf:export_hf"),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
     "bench sample": Verb("time sampling per image", "medgen.bench.sample:bench_sample"),
