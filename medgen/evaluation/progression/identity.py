@@ -38,7 +38,7 @@ def retrieval(
     patients, owners = np.array(query_patients), np.array(baseline_patients)
     if asked.ndim != 2 or known.ndim != 2 or asked.shape[1] != known.shape[1]:
         raise ValueError(f"features must be [N,F] and [P,F], got {list(asked.shape)} and {list(known.shape)}")
-    if lost := sorted(set(patients) - set(owners)):
+    if lost := sorted(set(query_patients) - set(baseline_patients)):
         raise ValueError(f"{len(lost)} of the patients asked for have no baseline, {lost[0]!r} first")
     mean, deviation = known.mean(0), known.std(0)
     rows = [(values - mean) / np.where(deviation > 1e-9, deviation, 1.0) for values in (asked, known)]
