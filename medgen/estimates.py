@@ -116,9 +116,11 @@ Example = tuple[nn.Module, Callable[[], Tensor]]
 def _autoencoder(recipe: Any) -> Example:
     from medgen.models.autoencoder import build_autoencoder
 
-    model, size = build_autoencoder(recipe.autoencoder), recipe.data.preprocessing.size
-    frames = getattr(recipe.data, "frames_per_clip", 1)  # an example is a film, or some frames of a clip
-    return model, lambda: model(torch.zeros(frames, 1, size, size), sample=False)[0]
+    preprocessing = recipe.data.preprocessing
+    shape = getattr(preprocessing, "shape", (preprocessing.size,) * 2)  # of visits: pictures or volumes
+    model: Any = build_autoencoder(recipe.autoencoder, 3 if len(shape) == 3 else 2)
+    frames = getattr(recipe.data, "frames_per_clip", 1)  # an example is a film, a volume, or some frames of a clip
+    return model, lambda: model(torch.zeros(frames, 1, *shape), sample=False)[0]
 
 
 def _classifier(recipe: Any) -> Example:
@@ -151,6 +153,51 @@ def _text_to_cxr(recipe: Any) -> Example:
     latents, level = torch.zeros(1, 1, channels, side, side), torch.zeros(1, 1)
     context, mask = torch.zeros(1, tokens, width), torch.ones(1, tokens, dtype=torch.bool)
     return model, lambda: model(latents, level, level, context=context, context_mask=mask)
+
+
+def _film_meter(recipe: Any) -> Example:
+    from medgen.models.film_meter import FilmMeter
+
+    size = recipe.data.size
+    model = FilmMeter(image_size=size, **recipe.model.model_dump())
+    return model, lambda: model(torch.zeros(1, 1, size, size))
+
+
+def _progression(recipe: Any) -> Example:
+    from medgen.models.denoiser import build_denoiser
+    from medgen.models.echo_conditioner import ConditionedDenoiser
+    from medgen.models.progression_conditioner import ProgressionConditions, build_progression_conditioner
+
+    shape, frames = recipe.data.preprocessing.shape, recipe.shown_visits
+    usual = {"latent_channels": 8 if len(shape) == 3 else 4, "patch_size": 4, "block_out_channels": [0, 0]}
+    vae, spoken = _settings(recipe.autoencoder.path, "vae", usual), 0
+    if recipe.reports is not None:
+        words = _settings(recipe.reports.path, "text_encoder", {"hidden_size": 768})
+        spoken = words.get("hidden_size") or words["d_model"]
+    factor, channels = vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
+    conditioner = build_progression_conditioner(recipe.conditioner, spoken, recipe.denoiser.init_from)
+    denoiser = build_denoiser(recipe.denoiser, channels, conditioner.width, len(shape), conditioner.feature_dim)
+    times, events = torch.zeros(1, frames), torch.zeros(1, max(1, len(recipe.conditioner.events)))
+    conditions = ProgressionConditions(
+        times=times,
+        known=torch.ones(1, frames, dtype=torch.bool),
+        event_kind=events.long(),
+        event_times=events,
+        event_values=events,
+        events_known=torch.ones(1, dtype=torch.bool),
+        numbers=torch.zeros(1, len(recipe.conditioner.numbers)),
+        words=torch.zeros(1, len(recipe.conditioner.words), dtype=torch.long),
+        sentences=torch.zeros(1, 4 * frames, spoken) if spoken else None,  # some sentences a visit
+        sentence_times=torch.zeros(1, 4 * frames) if spoken else None,
+    )
+    latents = torch.zeros(1, frames, channels, *(side // factor for side in shape))
+
+    def forward() -> Tensor:
+        context, context_times, context_mask, features = conditioner(conditions)
+        out: Tensor = denoiser(latents, times, times, None, context, context_times, context_mask, features)
+        return out
+
+    return ConditionedDenoiser(denoiser, conditioner), forward
 
 
 def _segmenter(recipe: Any) -> Example:
@@ -244,6 +291,8 @@ _EXAMPLES: dict[str, Callable[[Any], Example]] = {
     "ecg-to-echo": _ecg_to_echo,
     "ecg-translation": _ecg_translation,
     "echo-tokens": _echo_tokens,
+    "film-meter": _film_meter,
+    "progression": _progression,
     "segmenter": _segmenter,
     "text-encoder": _text_encoder,
     "text-to-cxr": _text_to_cxr,

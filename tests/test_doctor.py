@@ -76,6 +76,21 @@ def test_the_estimate_counts_parameters_and_grows_with_the_batch(configs: Path) 
     assert (two.activation_bytes, two.step_flop) == (2 * one.activation_bytes, 2 * one.step_flop)
 
 
+def test_a_volume_of_twice_the_side_keeps_eight_times_as_much(configs: Path) -> None:
+    kept = []
+    for size in (16, 32):
+        path = configs / "autoencoder" / "volumes.yaml"
+        path.write_text(
+            RECIPE.replace("{size: 64}", f"{{dim: 3, size: {size}}}").replace("sample_size: 64", f"sample_size: {size}")
+        )
+        found = estimates.estimate("autoencoder", path)
+        assert found.problem is None
+        kept.append(found)
+    assert kept[0].parameters == kept[1].parameters
+    assert kept[1].step_flop == pytest.approx(8 * kept[0].step_flop, rel=0.01)
+    assert kept[1].activation_bytes == pytest.approx(8 * kept[0].activation_bytes, rel=0.05)
+
+
 def test_shipped_recipes_can_all_be_estimated() -> None:
     found = estimates.estimate_recipes(Path(__file__).parents[1] / "configs")
     assert {estimate.task for estimate in found} == set(TASKS)
