@@ -79,6 +79,7 @@ def sample(
     context_noise: float | None = None,
     judge: str | None = None,
     bit_depth: BitDepth = 8,
+    pictures: bool = True,
     batch_size: int = 4,
     shard: str | None = None,
     device: str | None = None,
@@ -115,6 +116,7 @@ def sample(
         context_noise: autoregressive: noise on what was generated before, in latent units; the pipeline's own if not given.
         judge: name or folder of a film meter (`digital_progression_judge`) that reads biomarkers off every film into the metadata.
         bit_depth: 8 or 16 bits of grey in the frames.
+        pictures: strips, movies and difference maps; --no-pictures writes frames and metadata only (thousands of futures to be measured).
         batch_size: futures in flight at once on a CPU; never changes a future. An accelerator takes them one by one.
         shard: this process's part of the work, "0/3" for the first of three; read from torchrun's environment if not given.
         device: cpu, cuda, cuda:1, ...; the best there is if not given.
@@ -140,10 +142,10 @@ def sample(
     inputs = {case.case_id: inspect(case, root, reads) for case in given}
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
     files = hashlib.sha256(json.dumps([inputs[case.case_id].sha256 for case in given]).encode()).hexdigest()
-    folder.claim({**settings, "input_files_sha256": files}, write_cases(given))
-    work = ProgressionSampling(settings, inputs, bit_depth, reader)
+    folder.claim({**settings, "pictures": pictures, "input_files_sha256": files}, write_cases(given))
+    work = ProgressionSampling(settings, inputs, bit_depth, pictures, reader)
     new = run(loaded, given, work.draw, work.files, work.metadata, folder, lanes, part, progress, work.measured)
-    names = [f"{job.name}.png" for job in jobs_of(given)]
+    names = [work.metadata(job)["file_name"] for job in jobs_of(given)]
     complete = folder.merge(names, lambda lines: {CONTACT_SHEET: _sheet(Path(out), inputs, lines)})
     return Sampled(Path(out), new, len(names), complete, "futures")
 
@@ -167,6 +169,7 @@ class ProgressionSampling:
     settings: dict[str, Any]
     inputs: Mapping[str, Inputs]
     bit_depth: BitDepth
+    pictures: bool = True
     judge: Judge | None = None
 
     def draw(self, pipeline: Any, jobs: Sequence[Job[ProgressionAsked]]) -> list[Trajectory[ProgressionAsked]]:
@@ -200,9 +203,10 @@ class ProgressionSampling:
         kind = ".png" if inputs.reads.preprocessing.dim == 2 else ".nii.gz"
         frames = self._frames(job, inputs, "", kind)
         changed = self._frames(job, inputs, "_cf", kind) if case.conditions.counterfactual is not None else []
+        # Without pictures a future is known by its first frame.
+        named = {"file_name": f"{job.name}.png", "video": f"{job.name}.mp4"}
         line = {
-            "file_name": f"{job.name}.png",
-            "video": f"{job.name}.mp4",
+            **(named if self.pictures else {"file_name": frames[0]["file_name"]}),
             "frames": frames,
             "case_id": case.case_id,
             "trajectory": job.index,
@@ -213,12 +217,11 @@ class ProgressionSampling:
             **self.settings,
             **case.extra,
         }
-        extra = []
         if changed:
-            line |= {"counterfactual_frames": changed, "difference": f"{job.name}_difference.png"}
-            line |= {"change": inputs.asked.change_in_words(), "change_means": NOT_CAUSAL}
-            extra = [line["difference"]]
-        line["files"] = [line["video"], *(frame["file_name"] for frame in [*frames, *changed]), *extra]
+            line |= {"counterfactual_frames": changed, "change": inputs.asked.change_in_words(), "change_means": NOT_CAUSAL}
+            line |= {"difference": f"{job.name}_difference.png"} if self.pictures else {}
+        files = [frame["file_name"] for frame in (*frames, *changed)]
+        line["files"] = files + [line[name] for name in ("video", "difference") if name in line]
         return line
 
     def measured(self, trajectory: Trajectory[ProgressionAsked]) -> dict[str, Any]:
@@ -244,14 +247,16 @@ class ProgressionSampling:
             "Software": f"medgen {__version__}",
             **{key: str(line[key]) for key in ("model", "model_sha256", "case_id", "trajectory", "seed", "noise_seed")},
         }
-        known, asked, changed = _shown(future, inputs)
-        course = _course(line, inputs)
         files = {}
         with tempfile.TemporaryDirectory() as scratch:
             entries = [*line["frames"], *line.get("counterfactual_frames", ())]
             for entry, frame in zip(entries, future.frames, strict=True):
-                moment_notes = {**notes, "Time": moment(entry["time"], inputs.reads.time_unit)}
-                files[entry["file_name"]] = self._frame(frame, inputs, moment_notes, Path(scratch))
+                told = {**notes, "Time": moment(entry["time"], inputs.reads.time_unit)}
+                files[entry["file_name"]] = self._frame(frame, inputs, told, Path(scratch))
+            if not self.pictures:
+                return {name: files[name] for name in reversed(files)}  # the first frame last: see below
+            known, asked, changed = _shown(future, inputs)
+            course = _course(line, inputs)
             if changed:
                 picture = difference_map(asked, changed, course, line["change"])
                 files[line["difference"]] = picture_bytes(picture, {**notes, "Change": f"{line['change']}: {NOT_CAUSAL}"})

@@ -36,7 +36,7 @@ def _iso(text: str) -> str:
 def _increasing(times: tuple[float, ...]) -> tuple[float, ...]:
     for i, (before, after) in enumerate(pairwise(times)):
         if after <= before:
-            raise ValueError(f"expected times that increase, but {after:g} (number {i + 1}) follows {before:g}")
+            raise ValueError(f"expected times that increase, but {after:g} (number {i + 2}) follows {before:g}")
     return times
 
 
@@ -142,7 +142,8 @@ class Reads:
         words = {name: tuple(map(str, values)) for name, values in dict(known.words).items()}
         covariates: dict[str, tuple[str, ...] | None] = {**dict.fromkeys(known.numbers), **words}
         unit, most = pipeline.config.time_unit, pipeline.config.max_history
-        return cls(pipeline.preprocessing, unit, tuple(known.events), covariates, bool(known.sentence_dim), most)
+        reads = bool(known.sentence_dim) and pipeline.text_encoder is not None
+        return cls(pipeline.preprocessing, unit, tuple(known.events), covariates, reads, most)
 
 
 @dataclass(frozen=True)

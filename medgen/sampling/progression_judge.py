@@ -60,6 +60,6 @@ def in_words(reading: Reading) -> list[str]:
 
     return [
         f"effusion {said('pleural_effusion_ml')} mL, consolidation {said('consolidation_ml')} mL",
-        f"edema {said('edema_ml')} mL, nodule {said('nodule_mm3')} mm³",
+        f"edema {said('edema_ml')} mL, nodule {said('nodule_mm3')} mm3",
         f"heart/thorax {said('cardiothoracic_ratio', 2)}, air {said('aerated_lung_ml')} mL",
     ]

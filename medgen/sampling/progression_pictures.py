@@ -44,9 +44,9 @@ class Course:
 
 def film_strip(shown: Sequence[Shown], course: Course) -> Image.Image:
     """Visits in the order of time, known ones plain, generated ones framed and marked, over an axis of real time with the events."""
-    ordered = sorted(shown, key=lambda one: (one.time, one.synthetic))
-    tiles = [_tile(one, course.unit) for one in ordered]
-    grid = _grid(tiles, min(_COLUMNS, len(tiles)))
+    ordered, tiles = _in_order(shown, course)
+    rows = -(-len(tiles) // _COLUMNS)
+    grid = _grid(tiles, -(-len(tiles) // rows))
     axis = _axis(ordered, course, grid.width)
     strip = Image.new("RGB", (grid.width, 2 * _LINE + grid.height + axis.height), _PAPER)
     draw = ImageDraw.Draw(strip)
@@ -61,8 +61,7 @@ def movie(shown: Sequence[Shown], course: Course) -> np.ndarray:
 
     Nothing is made up between two visits. H' and W' are even, as H.264 asks.
     """
-    ordered = sorted(shown, key=lambda one: (one.time, one.synthetic))
-    tiles = [_tile(one, course.unit) for one in ordered]
+    ordered, tiles = _in_order(shown, course)
     width = 2 * (tiles[0].width // 2 + 70)
     height = max(tile.height for tile in tiles)
     pictures = []
@@ -105,7 +104,7 @@ def futures_sheet(rows: Sequence[tuple[str, Shown, Sequence[Shown]]], unit: Any,
     """One patient a row: a caption, the last known visit, then one future beside the other."""
     parts = []
     for caption, last, futures in rows[: _SHEET[0]]:
-        tiles = [_tile(one, unit) for one in (last, *futures[: _SHEET[1]])]
+        tiles = [_tile(last, unit), *(_tile(one, unit, last.time) for one in futures[: _SHEET[1]])]
         parts.append((caption, _grid(tiles, 1 + _SHEET[1] if len(rows) > 1 else len(tiles))))
     width = max(max(grid.width for _, grid in parts), 2 * _WIDTH)
     sheet = Image.new("RGB", (width, 2 * _LINE + sum(grid.height + _LINE for _, grid in parts)), _PAPER)
@@ -156,10 +155,20 @@ def _fitting(text: str, width: int, size: int = 14) -> str:
     return f"{text} …"
 
 
-def _tile(one: Shown, unit: Any) -> Image.Image:
+def _in_order(shown: Sequence[Shown], course: Course) -> tuple[list[Shown], list[Image.Image]]:
+    """Visits in the order of time (a known one before a generated one of the same time), and their tiles."""
+    ordered = sorted(shown, key=lambda one: (one.time, one.synthetic))
+    known = [one.time for one in ordered if not one.synthetic]
+    last = [max((time for time in known if time <= one.time), default=None) if one.synthetic else None for one in ordered]
+    return ordered, [_tile(one, course.unit, before) for one, before in zip(ordered, last)]
+
+
+def _tile(one: Shown, unit: Any, known: float | None = None) -> Image.Image:
+    """`known`: the time of the last known visit, from which a generated one counts."""
     grey = Image.fromarray(np.rint(np.clip(section(one.image), 0, 1) * 255).astype(np.uint8))
     labels = ("SYNTHETIC" if one.synthetic else "known", "")
-    return _framed(grey, labels, (moment(one.time, unit), one.date or "", *one.words), one.synthetic)
+    since = "" if known is None else f"   (+{one.time - known:.6g})"
+    return _framed(grey, labels, (moment(one.time, unit) + since, one.date or "", *one.words), one.synthetic)
 
 
 def _framed(image: Image.Image, above: tuple[str, str], below: Sequence[str], synthetic: bool) -> Image.Image:
@@ -193,7 +202,7 @@ def _axis(shown: Sequence[Shown], course: Course, width: int, cursor: float | No
     first, last = shown[0].time, max(one.time for one in shown)
     events = [(name, time) for name, time in course.events if first <= time <= last]
     lanes = _lanes(events, first, last, width)
-    middle = 10 + 14 * (max(lanes.values(), default=-1) + 1)
+    middle = 10 + 14 * (max(lanes, default=-1) + 1)
     axis = Image.new("RGB", (width, middle + 30), _PAPER)
     draw = ImageDraw.Draw(axis)
 
@@ -201,15 +210,14 @@ def _axis(shown: Sequence[Shown], course: Course, width: int, cursor: float | No
         return _x(time, first, last, width)
 
     draw.line([(x(first), middle), (x(last), middle)], fill=_AXIS, width=2)
-    for (name, time), lane in zip(events, lanes.values()):
+    for (name, time), lane in zip(events, lanes):
         top = 14 * lane + 4
         draw.line([(x(time), top + 2), (x(time), middle + 7)], fill=_EVENT, width=2)
-        room = x(time) + 5 + _font(12).getlength(name) < width - 2
-        draw.text((x(time) + (5 if room else -5), top - 3), name, fill=_EVENT, font=_font(12), anchor="la" if room else "ra")
+        draw.text((_name_span(name, x(time), width)[0], top - 3), name, fill=_EVENT, font=_font(12))
     for one in shown:
         box = [(x(one.time) - 5, middle - 5), (x(one.time) + 5, middle + 5)]
         if one.synthetic:
-            draw.rectangle(box, fill=_PAPER, outline=_MARK, width=2)
+            draw.rectangle(box, outline=_MARK, width=2)  # a known visit of the same time shows through
         else:
             draw.ellipse(box, fill=_TEXT)
     if cursor is not None:
@@ -226,15 +234,24 @@ def _x(time: float, first: float, last: float, width: int) -> float:
     return margin + (time - first) / max(last - first, 1e-9) * (width - 2 * margin)
 
 
-def _lanes(events: Sequence[tuple[str, float]], first: float, last: float, width: int) -> dict[int, int]:
-    """The line of text (0: the highest) on which each event's name has room; by the event's number."""
-    ends: list[float] = []
-    lanes = {}
-    for number, (name, time) in enumerate(events):
-        start = _x(time, first, last, width)
-        lane = next((i for i, end in enumerate(ends) if start > end), len(ends))
-        ends[lane : lane + 1] = [start + _font(12).getlength(name) + 16]
-        lanes[number] = lane
+def _name_span(name: str, at: float, width: int) -> tuple[float, float]:
+    """From where to where an event's name goes: right of its line, or left of it where the picture ends."""
+    length = _font(12).getlength(name)
+    return (at + 5, at + 5 + length) if at + 5 + length < width - 2 else (at - 5 - length, at - 5)
+
+
+def _lanes(events: Sequence[tuple[str, float]], first: float, last: float, width: int) -> list[int]:
+    """The line of text (0: the highest) on which each event's name has room."""
+    taken: list[list[tuple[float, float]]] = []
+    lanes = []
+    for name, time in events:
+        at = _x(time, first, last, width)
+        start, end = _name_span(name, at, width)
+        start, end = min(start, at) - 8, max(end, at) + 8
+        lane = next((i for i, spans in enumerate(taken) if all(end < a or start > b for a, b in spans)), len(taken))
+        taken[lane:] = taken[lane:] or [[]]
+        taken[lane].append((start, end))
+        lanes.append(lane)
     return lanes
 
 

@@ -17,6 +17,7 @@ _OWN = {
     "TextToCXRPipeline": "medgen.pipelines.text_to_cxr",
     "ECGToEchoPipeline": "medgen.pipelines.ecg_to_echo",
     "MaskedECGToEchoPipeline": "medgen.pipelines.masked_ecg_to_echo",
+    "ProgressionPipeline": "medgen.pipelines.progression",
 }
 _DECISIVE = {".safetensors", ".json", ".txt", ".model"}  # weights, component configs, vocabularies
 _PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}

@@ -122,7 +122,7 @@ def test_frames_have_their_times_dates_and_say_that_they_are_synthetic(whole: Pa
             assert seconds == len(line["past"]) + len(line["frames"])
 
 
-def test_futures_differ_and_a_gap_of_zero_gives_the_present_no_less_than_the_autoencoder(whole: Path) -> None:
+def test_the_frames_of_a_future_differ_and_futures_do(whole: Path) -> None:
     assert not np.array_equal(grey(whole / "plain_000_01.png"), grey(whole / "plain_001_01.png"))
     assert not np.array_equal(grey(whole / "plain_000_00.png"), grey(whole / "plain_000_01.png"))
 
@@ -158,6 +158,22 @@ def test_the_same_command_again_does_nothing_and_a_lost_frame_is_made_again(
     assert files(tmp_path / "copy") == files(whole)
 
 
+def test_without_pictures_the_frames_are_the_same(
+    progression_folder: Path, follow_ups: Path, whole: Path, tmp_path: Path
+) -> None:
+    out, cases = tmp_path / "out", follow_ups.parent / "cases.jsonl"
+    assert sample(progression_folder, out, cases=cases, pictures=False, progress=False).complete
+    names = {name for line in lines(out) for name in line["files"]}
+    assert {path.name for path in out.iterdir()} == names | {
+        "metadata.jsonl",
+        "cases.jsonl",
+        "sampling.json",
+        "contact_sheet.png",
+    }
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    assert "nothing to do" in str(sample(progression_folder, out, cases=cases, pictures=False, progress=False))
+
+
 def test_an_image_that_was_replaced_is_noticed(progression_folder: Path, tmp_path: Path) -> None:
     Image.fromarray(disc(5, 3)).save(tmp_path / "a.png")
     words: dict[str, Any] = {"past": (f"0={tmp_path / 'a.png'}",), "times": ("+30",), "progress": False}
@@ -177,7 +193,7 @@ def test_a_killed_run_continues_to_the_same_files(progression_folder: Path, foll
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         running.callback(process.kill)
         while process.poll() is None and len(list((tmp_path / "out").glob("a_*.mp4"))) < 3:
-            time.sleep(0.002)
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out" / "metadata.jsonl").exists()

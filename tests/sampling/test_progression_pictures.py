@@ -54,7 +54,7 @@ def test_generated_images_are_framed_and_no_image_is_drawn_on() -> None:
 def test_many_visits_wrap_and_all_are_shown() -> None:
     many = [Shown(IMAGE, float(day), None, day > 30) for day in range(0, 90, 10)]
     strip = film_strip(many, COURSE)
-    assert strip.width == 6 * (_WIDTH + 2 * _BORDER + _GAP) + _GAP
+    assert strip.width == 5 * (_WIDTH + 2 * _BORDER + _GAP) + _GAP, "nine visits are rows of five and four"
     assert strip.height > film_strip(many[:6], COURSE).height + _WIDTH
 
 
