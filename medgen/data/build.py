@@ -142,9 +142,15 @@ def build(
         raise BuildError(f"{root}: no {source} record of the views {', '.join(options.views)}")
     found = len(held)
     chosen: Sorted[Any]
-    if records and isinstance(records[0], VisitSeries):
-        how = {"min_images": min_images, "same_spacing": same_spacing, "copies": duplicates == "keep", "threads": threads}
-        chosen = sort_series(cast("list[VisitSeries]", records), out.parent, **cast(Any, how))
+    if series := [record for record in records if isinstance(record, VisitSeries)]:
+        chosen = sort_series(
+            series,
+            out.parent,
+            min_images=min_images,
+            same_spacing=same_spacing,
+            copies=duplicates == "keep",
+            threads=threads,
+        )
     else:
         chosen = _sorted(records, out.parent, duplicates, threads)
     held += chosen.held

@@ -42,7 +42,7 @@ def records(root: Path, options: SourceOptions) -> Records:
     home = next((path for path in (root / "database", root) if any(path.glob("**/patient[0-9]*/Info.cfg"))), None)
     if home is None:
         raise SourceError(f"{root} holds no patient001/Info.cfg (nor below training/, testing/); is this ACDC?")
-    for info in sorted(home.glob("**/patient[0-9]*/Info.cfg")):
+    for info in sorted(home.glob("**/patient[0-9]*/Info.cfg"), key=lambda path: path.parent.name):
         yield _series(info.parent, options)
 
 

@@ -58,10 +58,10 @@ def covariates(values: Mapping[str, str | float | None]) -> dict[str, float | st
 
 
 def in_order(series: str, visits: Iterable[Visit]) -> tuple[tuple[Visit, ...], list[Quarantined]]:
-    """Visits by time, one for each: of two at the same time the first with an image stays, the other is held by name."""
+    """Visits by time, one for each: of two at the same time the first given that has an image stays, the other is held by name."""
     kept: dict[float, Visit] = {}
     held: list[Quarantined] = []
-    for visit in sorted(visits, key=lambda visit: (visit.time, visit.image is None, visit.visit_id)):
+    for visit in sorted(visits, key=lambda visit: (visit.time, visit.image is None)):
         if visit.time in kept:
             if visit.image is not None:
                 reason = f"same time as visit {kept[visit.time].visit_id}, which stays"
