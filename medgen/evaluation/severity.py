@@ -122,7 +122,7 @@ def evaluate(
     return page
 
 
-_SETTINGS = ("inversion", "strength", "outside", "inside", "guidance_scale", "num_inference_steps", "refinements", "away_from_source",
+_SETTINGS = ("inversion", "strength", "outside", "inside", "guidance_scale", "num_inference_steps", "refinements", "away_from", "chained",
              "paste_back", "recaptioner")  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +25,7 @@ from medgen.models.adopted import AdoptedDenoiser
 from medgen.models.autoencoder import decode, downsampling, encode_moments
 
 Inversion = Literal["flow", "ddim", "noise"]
+AwayFrom = Literal["source", "empty"]
 Tokens = tuple[Tensor, Tensor]  # [B,N,D], mask [B,N]
 ROUNDS = 6
 
@@ -38,11 +38,35 @@ class SeverityEditingOutput(BaseOutput):
     autoencoder: Tensor
 
 
-class SeverityEditingPipeline:
-    """Edits films with a `TextToCXRPipeline`, or with a diffusers pipeline (Stable Diffusion, Sana, PixArt).
+@dataclass(frozen=True)
+class EditSettings:
+    """How films are edited. The defaults are tuned for the shipped flow `digital_chest`; `PIE` below are the release's own.
 
-    The defaults are tuned for the shipped flow `digital_chest`; PIE's own (noise, 10 rounds, 50 steps, guidance 7.5) are arguments.
+    strength: share of the steps that a round goes back (PIE's gamma). outside, inside: shares of the change that are kept outside and
+    inside the ROI, counted from the source (PIE's betas). guidance_scale: 1 is none. inversion: "flow" or "ddim" walks the model's own
+    path back from the film, "noise" draws noise (PIE's release); None: the one that fits. refinements: fixed-point evaluations of each
+    inverted step. away_from: guidance leads away from the prompt of the "source", or from the "empty" one. chained: a round starts
+    from the one before; else each starts from the source, and no error adds up. paste_back: the source film plus the decoded change
+    inside the ROI; else what the autoencoder decodes.
     """
+
+    strength: float = 0.5
+    outside: float = 0.01
+    inside: float = 0.75
+    guidance_scale: float = 3.0
+    num_inference_steps: int = 25
+    inversion: Inversion | None = None
+    refinements: int = 3
+    away_from: AwayFrom = "source"
+    chained: bool = False
+    paste_back: bool = True
+
+
+PIE = EditSettings(0.5, 0.01, 0.75, 7.5, 50, "noise", 1, "empty", chained=True, paste_back=False)
+
+
+class SeverityEditingPipeline:
+    """Edits films with a `TextToCXRPipeline`, or with a diffusers pipeline (Stable Diffusion, Sana, PixArt)."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.vae = pipeline, pipeline.vae
@@ -72,98 +96,90 @@ class SeverityEditingPipeline:
         stages: Sequence[Sequence[str]],
         source: Sequence[str],
         roi: Tensor | None = None,
-        strength: float = 0.5,
-        outside: float = 0.01,
-        inside: float = 0.75,
-        guidance_scale: float = 3.0,
-        num_inference_steps: int = 25,
-        inversion: Inversion | None = None,
-        refinements: int = 3,
-        away_from_source: bool = True,
-        paste_back: bool = True,
+        settings: EditSettings | None = None,
         generator: Generators = None,
     ) -> SeverityEditingOutput:
-        """Edit each film through its stages; a stage is a round.
+        """Edit each film through its stages; a stage is a round. Films are edited one by one: none depends on its neighbours.
 
         images: [B,1,H,W] in [0,1] at the pipeline's size. stages: a prompt per round for each film. source: what each film shows now.
-        roi: [B,1,H,W], > 0 where editing is allowed; None edits everywhere. strength: share of the steps that a round noises (PIE's gamma).
-        outside, inside: shares of the change that are kept outside and inside the ROI, counted from the source (PIE's betas).
-        inversion: "flow" or "ddim" walks the model's own path back from the film; "noise" adds noise (PIE's release), one of `generator`
-        per film; by default the one that fits. refinements: fixed-point evaluations of each inverted step.
-        away_from_source: guidance leads away from the prompt of the stage before; else from the empty prompt, as in PIE.
-        paste_back: the source film plus the decoded change inside the ROI; else what the autoencoder decodes, as in PIE.
+        roi: [B,1,H,W], > 0 where editing is allowed; None edits everywhere. generator: for `inversion="noise"`; one, or one per film.
         """
-        self._check(images, stages, source, roi, inversion)
-        path = self.path(num_inference_steps)
-        start, dtype = path.start(strength), next(self.denoiser.parameters()).dtype
+        settings = settings or EditSettings()
+        self._check(images, stages, source, roi, settings.inversion)
         device = next(self.denoiser.parameters()).device
         images = images.to(device, torch.float32)
-        region = torch.ones_like(images) if roi is None else (roi.to(device) > 0).float()
-        clean = encode_moments(self.vae, (2 * images - 1).to(self.vae.dtype))[0].float()
-        mask = functional.max_pool2d(region, downsampling(self.vae))
-        share = outside * (1 - mask) + inside * mask
-        noises = None
-        if inversion == "noise":
-            listed = list(generator) if isinstance(generator, Sequence) else generator
-            noises = [randn_tensor(clean.shape, generator=listed, device=clean.device, dtype=torch.float32) for _ in range(2)]
-        prompts = [list(source), *(list(stage) for stage in zip(*stages))]
-        tokens = [self._encode(texts) for texts in prompts]
-        empty = None if away_from_source else self._encode([""] * len(images))
-        anchors = None if noises else invert(self._predict(tokens[0], dtype), path, clean, start, refinements)
-        latents, edited = clean, []
-        for before, wanted in pairwise(tokens):
-            guided = self._predict(wanted, dtype, empty or before, guidance_scale)
+        regions = torch.ones_like(images) if roi is None else (roi.to(device) > 0).float()
+        frames, reconstructions = [], []
+        for i, (film, region) in enumerate(zip(images.split(1), regions.split(1))):
+            clean = encode_moments(self.vae, (2 * film - 1).to(self.vae.dtype))[0].float()
+            mask = functional.max_pool2d(region, downsampling(self.vae))
+            noises = None
+            if settings.inversion == "noise":
+                own = generator[i] if isinstance(generator, Sequence) else generator
+                noises = [randn_tensor(clean.shape, generator=own, device=device, dtype=torch.float32) for _ in range(2)]
+            edited = self._edit(clean, mask, [source[i], *stages[i]], settings, noises)
+            reconstruction, soft = self._decode(clean), feathered(region)
+            shown = [self._decode(latents) for latents in edited]
+            if settings.paste_back:
+                # What the autoencoder loses of the source is lost in both, so the difference is free of it.
+                shown = [(film + soft * (one - reconstruction)).clamp(0, 1) for one in shown]
+            frames.append(torch.cat([film, *shown], 1))
+            reconstructions.append(reconstruction[:, 0])
+        return SeverityEditingOutput(frames=torch.cat(frames), autoencoder=torch.cat(reconstructions))
+
+    def _edit(
+        self, clean: Tensor, mask: Tensor, prompts: Sequence[str], settings: EditSettings, noises: list[Tensor] | None
+    ) -> list[Tensor]:
+        """Latents [1,C,h,w] after each round of one film; `mask` is the ROI at their size, `noises` two or None for true inversion."""
+        path = self.path(settings.num_inference_steps)
+        start, scale = path.start(settings.strength), settings.guidance_scale
+        share = settings.outside * (1 - mask) + settings.inside * mask
+        said = [self._encode([text]) for text in prompts]
+        base = self._encode([""]) if settings.away_from == "empty" else said[0]
+        anchors = None if noises else invert(self._predict([(1.0, said[0])]), path, clean, start, settings.refinements)
+
+        def keep_source(index: int, state: Tensor) -> Tensor:
+            known = anchors[index - start] if anchors else path.add_noise(clean, noises[1], index)  # type: ignore[index]
+            return known * (1 - mask) + state * mask
+
+        latents, edited, before = clean, [], [(1.0, said[0])]
+        for number in range(1, len(said)):
+            wanted = [(weight, said[index]) for weight, index in _on_the_way(prompts, number)]
             if noises:
-                state = path.add_noise(latents, noises[0], start)
-            elif latents is clean:
-                state = anchors[0]  # type: ignore[index]
+                state = path.add_noise(latents if settings.chained else clean, noises[0], start)
+            elif settings.chained and number > 1:
+                state = invert(self._predict(before), path, latents, start, settings.refinements)[0]
             else:
-                state = invert(self._predict(before, dtype), path, latents, start, refinements)[0]
-
-            def keep_source(index: int, state: Tensor) -> Tensor:
-                known = anchors[index - start] if anchors else path.add_noise(clean, noises[1], index)  # type: ignore[index]
-                return known * (1 - mask) + state * mask
-
+                state = anchors[0]  # type: ignore[index]
+            guided = self._predict([term for weight, tokens in wanted for term in _guided(weight, tokens, base, said[0], scale)])
             changed = denoise(guided, path, state, start, keep_source)
-            latents = clean + share * (changed - clean)
+            latents, before = clean + share * (changed - clean), wanted
             edited.append(latents)
-        return self._output(images, clean, edited, region, paste_back)
+        return edited
 
-    def _predict(self, tokens: Tokens, dtype: torch.dtype, without: Tokens | None = None, scale: float = 1.0) -> Predict:
-        """The denoiser under a prompt; with `without`, guided away from that one."""
-
-        def one(latents: Tensor, level: float, condition: Tokens) -> Tensor:
-            levels = torch.full((len(latents), 1), level, device=latents.device)
-            context, mask = condition
-            prediction: Tensor = self.denoiser(
-                latents[:, None].to(dtype), levels, torch.zeros_like(levels), context=context.to(dtype), context_mask=mask
-            )
-            return prediction[:, 0].float()
+    def _predict(self, terms: Sequence[tuple[float, Tokens]]) -> Predict:
+        """The weighted sum of what the denoiser predicts under several prompts; equal ones are asked once, weights of 0 not at all."""
+        weights: dict[int, float] = {}
+        for weight, tokens in terms:
+            weights[id(tokens)] = weights.get(id(tokens), 0.0) + weight
+        conditions = {id(tokens): tokens for _, tokens in terms}
+        asked = [(weight, conditions[key]) for key, weight in weights.items() if abs(weight) > 1e-9]
+        dtype = next(self.denoiser.parameters()).dtype
 
         def predict(latents: Tensor, level: float) -> Tensor:
-            asked = one(latents, level, tokens)
-            if without is None or scale == 1.0:
-                return asked
-            other = one(latents, level, without)
-            return other + scale * (asked - other)
+            levels, total = torch.full((len(latents), 1), level, device=latents.device), torch.zeros_like(latents)
+            for weight, (context, mask) in asked:
+                prediction = self.denoiser(
+                    latents[:, None].to(dtype), levels, torch.zeros_like(levels), context=context.to(dtype), context_mask=mask
+                )
+                total = total + weight * prediction[:, 0].float()
+            return total
 
         return predict
 
-    def _output(
-        self, images: Tensor, clean: Tensor, edited: list[Tensor], region: Tensor, paste_back: bool
-    ) -> SeverityEditingOutput:
-        def shown(latents: Tensor) -> Tensor:
-            # Decoded one by one: rounding then does not depend on the batch.
-            return torch.cat([(decode(self.vae, one[None].to(self.vae.dtype)).float() + 1) / 2 for one in latents])
-
-        reconstruction = shown(clean)
-        soft = feathered(region)
-        frames = [images]
-        for latents in edited:
-            decoded = shown(latents)
-            # What the autoencoder loses of the source is lost in both, so the difference is free of it.
-            frames.append((images + soft * (decoded - reconstruction)).clamp(0, 1) if paste_back else decoded)
-        return SeverityEditingOutput(frames=torch.cat(frames, 1), autoencoder=reconstruction[:, 0])
+    def _decode(self, latents: Tensor) -> Tensor:
+        """[1,C,h,w] → [1,1,H,W] in [0,1]."""
+        return (decode(self.vae, latents.to(self.vae.dtype)).float() + 1) / 2
 
     def _encode_adopted(self, prompts: list[str]) -> Tokens:
         """Tokens [B,N,D] and mask [B,N], from the pipeline's own encoder with the settings that its own call uses."""
@@ -196,6 +212,24 @@ class SeverityEditingPipeline:
             raise ValueError("an empty roi: nothing could change; leave it out to edit everywhere")
         if inversion not in (None, *get_args(Inversion)) or inversion not in (None, "noise", self.kind):
             raise ValueError(f"inversion {inversion!r}: this pipeline's schedule takes {self.kind!r} or 'noise'")
+
+
+def _on_the_way(prompts: Sequence[str], number: int) -> list[tuple[float, int]]:
+    """What round `number` is asked for: (weight, index of a prompt). Of m rounds with one prompt, number k goes k/m of the way to it."""
+    first = last = number
+    while first > 1 and prompts[first - 1] == prompts[number]:
+        first -= 1
+    while last + 1 < len(prompts) and prompts[last + 1] == prompts[number]:
+        last += 1
+    share = (number - first + 1) / (last - first + 1)
+    return [(share, last), (1 - share, first - 1)]
+
+
+def _guided(weight: float, tokens: Tokens, base: Tokens, source: Tokens, scale: float) -> list[tuple[float, Tokens]]:
+    """`weight` times the guided prediction (Ho & Salimans 2022); the source was inverted without guidance, so it is left without."""
+    if tokens is source:
+        return [(weight, source)]
+    return [(weight * (1 - scale), base), (weight * scale, tokens)]
 
 
 def feathered(region: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ import tyro
 from medgen import __version__
 from medgen.data.images import ImagePreprocessing
 from medgen.models.autoencoder import downsampling
-from medgen.pipelines.severity_editing import ROUNDS, Inversion, SeverityEditingPipeline
+from medgen.pipelines.severity_editing import ROUNDS, AwayFrom, EditSettings, Inversion, SeverityEditingPipeline
 from medgen.sampling.cases import CaseError, Trajectory, check_cases, parse_case, read_cases, write_cases
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import BitDepth, png_bytes
@@ -35,7 +35,7 @@ from medgen.sampling.source import find_pipeline, load_pipeline
 CasesArgument = Annotated[str | Path | Sequence[SeverityCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
 _FACTS = {"source_prompt", "finding", "side", "direction", "degrees", "stages_by", "roi_share", "image_sha256", "roi_sha256", "task",
           "frames", "roi_file", "autoencoder_file", "strength", "outside", "inside", "inversion", "refinements", "recaptioner",
-          "paste_back", "away_from_source", "bit_depth"}  # fmt: skip
+          "paste_back", "away_from", "chained", "bit_depth"}  # fmt: skip
 TASK = "severity editing: no time, not a forecast"
 _DERIVED = "Synthetic edit of a film: whoever's film it was made from, the outcome is to be kept like that film."
 _NOTES = {"Synthetic": "true", "Comment": f"{NOT_A_FORECAST} {_DERIVED}", "Software": f"medgen {__version__}"}
@@ -59,7 +59,8 @@ def sample(
     inside: float = 0.75,
     inversion: Inversion | None = None,
     refinements: int = 3,
-    away_from_source: bool = True,
+    away_from: AwayFrom = "source",
+    chained: bool = False,
     paste_back: bool = True,
     recaptioner: Path | None = None,
     steps: int | None = None,
@@ -95,7 +96,8 @@ def sample(
         inside: share of the change, counted from the source, that is kept inside the ROI (PIE's beta 2).
         inversion: flow or ddim walks back from the film on the model's own path; noise draws noise as PIE's release.
         refinements: evaluations per inverted step; 1 is the usual approximation.
-        away_from_source: guide away from the stage before; --no-away-from-source: from the empty prompt, as PIE.
+        away_from: guide away from the prompt of the source, or from the empty one (as PIE).
+        chained: start a round from the one before (as PIE); otherwise each starts from the source, and no error adds up.
         paste_back: keep the film itself outside the ROI; --no-paste-back: what the autoencoder decodes, as PIE.
         recaptioner: folder of a local instruction-tuned language model that writes the stages; rules do if not given.
         steps: steps of the whole noise schedule; the pipeline's own number if not given.
@@ -122,7 +124,7 @@ def sample(
         raise SamplingError(f"{source.folder}: {error}") from None
     _check_numbers(given, rounds, strength, outside, inside, refinements, inversion, editor.kind)
     edit = {"strength": strength, "outside": outside, "inside": inside, "inversion": inversion or editor.kind,
-            "refinements": refinements, "away_from_source": away_from_source, "paste_back": paste_back}  # fmt: skip
+            "refinements": refinements, "away_from": away_from, "chained": chained, "paste_back": paste_back}  # fmt: skip
     facts = {"task": TASK, "recaptioner": "rules" if recaptioner is None else recaptioner.resolve().name}
     settings = resolve_settings(source, loaded, steps, guidance) | facts | edit | {"dtype": dtype, "bit_depth": bit_depth}
     settings |= lanes.settings
@@ -152,12 +154,8 @@ class SeveritySampling:
         drawn: list[Trajectory[SeverityAsked]] = []
         for job in jobs:  # cases differ in their number of stages
             one = self.inputs[job.case.case_id]
-            names = ("strength", "outside", "inside", "guidance_scale", "num_inference_steps", "inversion", "refinements",
-                     "away_from_source", "paste_back")  # fmt: skip
-            result = editor(
-                one.film, [one.stages.prompts], [one.stages.source], roi=one.roi, generator=[job.generator()],
-                **{name: self.settings[name] for name in names},
-            )  # fmt: skip
+            settings = EditSettings(**{field.name: self.settings[field.name] for field in fields(EditSettings)})
+            result = editor(one.film, [one.stages.prompts], [one.stages.source], one.roi, settings, [job.generator()])
             frames = torch.cat([result.frames[0], result.autoencoder]).float().cpu().numpy()
             drawn.append(Trajectory(job.case, job.index, frames, np.arange(len(frames), dtype=np.float64)))
         return drawn
