@@ -19,8 +19,11 @@ from medgen.models.folded_unet import FoldedUNet
 
 EXTENTS = ("heart", "lungs", "pleural_effusion", "consolidation", "nodule", "edema")
 """The maps, in this order, in thickness files and in what the meter returns."""
-EDGE_MM = 2.0
-"""A ray passes through heart or lungs where it crosses more than this much of them (as in the digital chest's truth)."""
+EDGE_MM = 15.0
+"""A ray passes through heart or lungs where the meter sees more than this much of them: well above its noise; `ratio` makes up for it."""
+FLOOR_MM = 3.0
+"""Less than this much of a finding on a ray is noise."""
+_FINDINGS = slice(2, None)  # of EXTENTS
 _SCALE_MM = (60.0, 80.0, 40.0, 40.0, 20.0, 10.0)  # typical values: what a logit of 1 roughly means
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -29,7 +32,8 @@ class FilmMeter(FoldedUNet):
     """Films [N,1,H,W] in [-1,1] → mm maps [N,6,H/2,W/2] ≥ 0 of `EXTENTS`; H, W multiples of `patch_size * 2 ** (levels - 1)`.
 
     `field_mm` is the width of the film at the detector. A map's sum times the pixel's area is a volume; `calibration` (one factor
-    per extent, fitted to the training films) corrects it. `patients` says who it learned from.
+    per extent, fitted to the training films) corrects it; `ratio` (slope and offset) the cardiothoracic ratio. `patients` says who it
+    learned from.
     """
 
     @register_to_config
@@ -41,6 +45,7 @@ class FilmMeter(FoldedUNet):
         norm_groups: int = 8,
         field_mm: float = 315.0,
         calibration: Sequence[float] = (1.0,) * len(EXTENTS),
+        ratio: Sequence[float] = (1.0, 0.0),
         patients: str = "",
     ) -> None:
         if patch_size % 2:
@@ -48,7 +53,6 @@ class FilmMeter(FoldedUNet):
         if len(calibration) != len(EXTENTS):
             raise ValueError(f"{len(calibration)} calibration factors for the {len(EXTENTS)} extents {', '.join(EXTENTS)}")
         super().__init__(image_size, patch_size, channels, norm_groups, outputs=len(EXTENTS), unfold=patch_size // 2)
-        nn.init.constant_(cast(Tensor, self.head.bias), -2.0)  # most rays cross little of anything: learning starts near that
 
     def forward(self, films: Tensor) -> Tensor:
         return self.thickness_and_features(films)[0]
@@ -57,7 +61,11 @@ class FilmMeter(FoldedUNet):
         """mm maps [N,6,H/2,W/2], and features [N,feature_dim]."""
         logits, features = self.with_features(films)
         scale = torch.tensor(_SCALE_MM, device=logits.device, dtype=logits.dtype).view(1, -1, 1, 1)
-        return functional.softplus(logits) * scale, features
+        maps = logits * scale
+        if self.training:  # no squashing while it learns: most rays cross none of most findings, and a softplus dies there
+            return maps, features
+        findings = maps[:, _FINDINGS]
+        return torch.cat([maps[:, : _FINDINGS.start].clamp(min=0), findings * (findings > FLOOR_MM)], 1), features
 
     def features(self, films: Tensor) -> Tensor:
         """Features [N,feature_dim] of films [N,1,H,W] in [-1,1]: spatial means of texture and of anatomy."""
@@ -79,13 +87,14 @@ class FilmMeter(FoldedUNet):
     def biomarkers(self, maps: Tensor) -> dict[str, Tensor]:
         """The same from the maps [N,6,h,w] that the film gave."""
         ml = dict(zip(EXTENTS, self.volumes(maps).unbind(1), strict=True))
+        slope, offset = cast("Sequence[float]", self.config["ratio"])
         filled = sum(ml[name] for name in ("pleural_effusion", "consolidation", "nodule", "edema"))
         return {
             "pleural_effusion_ml": ml["pleural_effusion"],
             "consolidation_ml": ml["consolidation"],
             "edema_ml": ml["edema"],
             "nodule_mm3": ml["nodule"] * 1000,
-            "cardiothoracic_ratio": cardiothoracic_ratio(maps[:, 0], maps[:, 1]),
+            "cardiothoracic_ratio": slope * cardiothoracic_ratio(maps[:, 0], maps[:, 1]) + offset,
             "aerated_lung_ml": (ml["lungs"] - filled).clamp(min=0),
         }
 

@@ -94,7 +94,7 @@ class ProgressionPipeline(DiffusionPipeline):
         tokenizer: PreTrainedTokenizerBase | None = None,
         preprocessing: dict[str, Any] | None = None,
         time_unit: str = "days",
-        residual_std: Sequence[float] = (1.0,),
+        residual_std: list[float] | tuple[float, ...] = (1.0,),
         max_history: int | None = None,
         deterministic: bool = False,
         context_noise: float = 0.0,

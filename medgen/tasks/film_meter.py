@@ -20,11 +20,11 @@ from medgen.config import Config, ConfigError
 from medgen.data.images import load_image
 from medgen.data.records import Manifest, read_manifest
 from medgen.data.visit_records import BIOMARKERS, Visit, VisitSeries
-from medgen.models.film_meter import EXTENTS, FilmMeter, volumes_ml
+from medgen.models.film_meter import EXTENTS, FilmMeter, cardiothoracic_ratio, volumes_ml
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.segmenter import MachineAugmentation, augment
 
-MAP_MM = (60.0, 80.0, 30.0, 30.0, 10.0, 10.0)  # an error of so many mm on a ray costs the same in every map of EXTENTS
+MAP_MM = (60.0, 80.0, 30.0, 20.0, 5.0, 10.0)  # an error of so many mm on a ray costs the same in every map of EXTENTS
 VOLUME_ML = (250.0, 1500.0, 200.0, 200.0, 20.0, 150.0)  # and so many mL on a film
 _TRUTH = {"pleural_effusion_ml": 1.0, "consolidation_ml": 1.0, "nodule_mm3": 1e-3, "edema_ml": 1.0}  # of EXTENTS[2:], to mL
 
@@ -109,7 +109,7 @@ def in_the_body(maps: Tensor, visit: Visit, field_mm: float) -> Tensor:
 
 
 class FilmMeterTask:
-    """Task: smooth L1 of the mm on every ray, and of the volumes that they add up to."""
+    """Task: squared error of the mm on every ray, and how far the volumes that they add up to are off."""
 
     name = "film-meter"
 
@@ -159,10 +159,10 @@ class FilmMeterTask:
         validation = self.dataset("val")
         if not len(validation):
             raise ConfigError(f"{self.recipe.data.manifest} has no 'val' split: the judge's errors need one")
-        factors = calibration(*self._volumes(model, self.dataset("train")))
+        factors, ratio = self._calibrated(model, self.dataset("train"))
         patients = f"{self.manifest.name} ({self.manifest.sha256[:12]})"
         fields = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not diffusers' private ones
-        shipped = FilmMeter.from_config({**fields, "calibration": factors, "patients": patients})
+        shipped = FilmMeter.from_config({**fields, "calibration": factors, "ratio": ratio, "patients": patients})
         shipped.load_state_dict(model.state_dict())
         shipped = shipped.to(next(model.parameters()).device).eval()
         facts = {"films": len(validation), "biomarkers": self._agreement(shipped, validation)}
@@ -176,13 +176,19 @@ class FilmMeterTask:
         return None  # nothing frozen
 
     @torch.no_grad()
-    def _volumes(self, model: FilmMeter, data: MeasuredFilms) -> tuple[Tensor, Tensor]:
-        """mL as seen and as they are, two [N,6]."""
-        seen, true = [], []
+    def _calibrated(self, model: FilmMeter, data: MeasuredFilms) -> tuple[list[float], list[float]]:
+        """A factor for each extent's mL, and the line from the ratio as seen to the true one."""
+        seen, true, ratios = [], [], []
         for batch in self._batches(data):
-            seen.append(volumes_ml(model(batch["films"].to(model.device)).float(), self.recipe.data.field_mm).cpu())
+            maps = model(batch["films"].to(model.device)).float()
+            seen.append(volumes_ml(maps, self.recipe.data.field_mm).cpu())
             true.append(volumes_ml(batch["mm"], self.recipe.data.field_mm))
-        return torch.cat(seen), torch.cat(true)
+            ratios.append(cardiothoracic_ratio(maps[:, 0], maps[:, 1]).cpu())
+        found = torch.cat(ratios).double().numpy()
+        wanted = np.array([float(visit.truth.get("cardiothoracic_ratio", np.nan)) for _, visit in data.visits])
+        known = np.isfinite(found) & np.isfinite(wanted)
+        line = np.polyfit(found[known], wanted[known], 1) if known.sum() > 2 and found[known].std() > 0 else (1.0, 0.0)
+        return calibration(torch.cat(seen), torch.cat(true)), [round(float(value), 5) for value in line]
 
     def _agreement(self, model: FilmMeter, data: MeasuredFilms) -> dict[str, dict[str, float | None]]:
         """MAE and correlation of every biomarker with the visits' truth; None where the truth does not vary."""
@@ -207,11 +213,14 @@ class FilmMeterTask:
 
 
 def losses(seen: Tensor, true: Tensor, field_mm: float) -> tuple[Tensor, Tensor]:
-    """Smooth L1 of mm maps [B,6,h,w] ray by ray in units of `MAP_MM`, and of their volumes in units of `VOLUME_ML`."""
+    """Squared error of mm maps [B,6,h,w] ray by ray in units of `MAP_MM`; smooth L1 of their volumes in units of `VOLUME_ML`.
+
+    Squared, not absolute: the median of a map that is empty on most rays is an empty map.
+    """
     scale = torch.tensor(MAP_MM, device=seen.device).view(1, -1, 1, 1)
     unit = torch.tensor(VOLUME_ML, device=seen.device)
-    rays = functional.smooth_l1_loss(seen / scale, true / scale, beta=0.5)
-    return rays, functional.smooth_l1_loss(volumes_ml(seen, field_mm) / unit, volumes_ml(true, field_mm) / unit, beta=0.5)
+    rays = functional.mse_loss(seen / scale, true / scale)
+    return rays, functional.smooth_l1_loss(volumes_ml(seen, field_mm) / unit, volumes_ml(true, field_mm) / unit)
 
 
 def calibration(seen: Tensor, true: Tensor) -> list[float]:

@@ -46,12 +46,12 @@ def test_millilitres_are_the_maps_sum_times_the_pixels_area():
     assert readings["aerated_lung_ml"].item() == pytest.approx(5120 - 320 - 4)
 
 
-def test_the_ratio_is_of_widths_between_the_2_mm_edges():
+def test_the_ratio_is_of_widths_between_the_edges():
     heart, lungs = torch.zeros(2, 16, 16), torch.zeros(2, 16, 16)
-    heart[0, 5:9, 6:10], lungs[0, 2:12, 2:14] = 4.0, 4.0  # edges half-way to the empty neighbours: 4 and 12 columns
+    heart[0, 5:9, 6:10], lungs[0, 2:12, 2:14] = 30.0, 30.0  # edges half-way to the empty neighbours: 4 and 12 columns
     assert cardiothoracic_ratio(heart, lungs)[0].item() == pytest.approx(4 / 12)
-    heart[0, 7, 10] = 1.0  # 2 mm are crossed a third of the way from 4 mm to this 1 mm... and no further
-    assert cardiothoracic_ratio(heart, lungs)[0].item() == pytest.approx((4 - 1 / 2 + 2 / 3) / 12)
+    heart[0, 7, 10] = 1.0  # the edge is crossed 15 / 29 of the way from 30 mm to this 1 mm
+    assert cardiothoracic_ratio(heart, lungs)[0].item() == pytest.approx((4 - 1 / 2 + 15 / 29) / 12)
     assert cardiothoracic_ratio(heart, lungs)[1].isnan()
 
 
