@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medgen.models.folded_unet import FoldedUNet
