@@ -212,7 +212,9 @@ def simulate(
     tracks: tuple[Track, ...], start: State, days: Sequence[float], decisions: Sequence[Decision], rng: np.random.Generator
 ) -> tuple[tuple[State, ...], tuple[Event, ...]]:
     """One course (M = 1) from `start`: its state on each of `days` and the treatments that were decided on the way."""
-    state, events, states = start, [], []
+    state = start
+    states: list[State] = []
+    events: list[Event] = []
     moments = sorted({*days, *(d.time for d in decisions if d.time <= days[-1])})
     for moment in moments:
         state = advance(tracks, state, moment, events, rng)

@@ -92,7 +92,7 @@ def write_dataset(
         futures: simulated continuations of every validation and test patient.
         processes: how many cores to use; default: all there are.
     """
-    size = size or SIZES[dim]
+    size = size or SIZES.get(dim, 128)
     if n < 1 or dim not in SIZES or size < 16 or size % 2 or not 2 <= visits[0] <= visits[1] or futures < 1:
         raise ValueError(
             f"n and futures must be at least 1 (got {n}, {futures}), dim 2 or 3 ({dim}), size even and at least 16 ({size}), "
@@ -102,7 +102,7 @@ def write_dataset(
     for name in ("futures", *(("images", "thickness") if dim == 2 else ("volumes",))):
         (out / name).mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"seed": seed, "dim": dim, "size": size, "visits": list(visits), "futures": futures}
-    work = partial(_write_patient, out=str(out), seed=seed, dim=dim, size=size, visits=tuple(visits), futures=futures)
+    work = partial(_write_patient, out=str(out), seed=seed, dim=dim, size=size, visits=(visits[0], visits[1]), futures=futures)
     records = write_patients(
         out, n, work, VisitSeries, settings, name="digital-progression", what="patients", processes=processes
     )
@@ -160,7 +160,7 @@ def _write_patient(
 def _write_visit(folder: Path, study: Study, rendered: Rendered, course: Course, visit: int, on: str) -> Visit:
     (acquisition,) = study.acquisitions
     extra: dict[str, Any] = {"acquisition": asdict(acquisition)}
-    if rendered.affine is None:
+    if rendered.thickness is not None:
         image = f"images/{study.study_id}.png"
         Image.fromarray((rendered.image * 255).round().astype(np.uint8)).save(folder / image)
         extra["thickness"] = f"thickness/{study.study_id}.npz"

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import from_matvec
 
 from medgen.data.visit_records import BIOMARKERS
 from medgen.digital.anatomy import HEART, Anatomy
@@ -158,7 +158,7 @@ def render_volume(study: Study, size: int, anatomy: Anatomy) -> Rendered:
         "cardiothoracic_ratio": cardiothoracic_ratio(rays[0], rays[1]),
         "aerated_lung_ml": float(((volume < AERATED_HU) & inside).sum()) * float(np.prod(spacing)) / 1000,
     }
-    affine = nib.affines.from_matvec(np.diag(spacing), -np.array(spacing) * (size - 1) / 2)
+    affine = from_matvec(np.diag(spacing), -np.array(spacing) * (size - 1) / 2)
     return Rendered(volume.numpy().astype(np.int16), truth, affine=affine)
 
 
