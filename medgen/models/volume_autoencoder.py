@@ -15,6 +15,8 @@ from monai.networks.nets import AutoencoderKL
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
+_FIRST_LOG_VARIANCE = -5.0
+
 
 class VolumeAutoencoderKL(ModelMixin, ConfigMixin):
     """Cubes of `patch_size` voxels become channels, then MONAI's 3D network halves the sides once per further stage.
@@ -55,6 +57,10 @@ class VolumeAutoencoderKL(ModelMixin, ConfigMixin):
             with_encoder_nonlocal_attn=mid_block_add_attention,
             with_decoder_nonlocal_attn=mid_block_add_attention,
         )
+        # A new encoder would hide its first small means under noise of standard deviation 1: the decoder learns hundreds of steps later.
+        log_variance = self.network.quant_conv_log_sigma.conv
+        nn.init.zeros_(log_variance.weight)
+        nn.init.constant_(log_variance.bias, _FIRST_LOG_VARIANCE)
 
     def encode(self, volumes: Tensor) -> AutoencoderKLOutput:
         """The posterior of the raw latents of `volumes` [B,1,D,H,W] (deterministic: nothing is drawn)."""
