@@ -128,6 +128,8 @@ def build(
     root, out = Path(root), Path(out)
     if not root.exists():
         raise BuildError(f"no folder at {root}")
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise BuildError(f"{out}: a manifest ends in .parquet or .jsonl; did you mean {out / 'manifest.parquet'}?")
     entry = SOURCES[source]
     options = _options(
         views=tuple(views or entry.views), val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, ecg_hours=ecg_hours,

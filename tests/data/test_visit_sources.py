@@ -489,3 +489,9 @@ def test_the_same_file_twice_is_one_visit_and_paths_stay_inside(tmp_path: Path) 
 def test_another_folder_is_named(tmp_path: Path, source: str) -> None:
     with pytest.raises(SourceError, match=tmp_path.name):
         read(source, tmp_path)
+
+
+def test_a_manifest_is_a_file(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"did you mean .*out/manifest.parquet\?"):
+        build("visit_csv", fundus(tmp_path / "set"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
