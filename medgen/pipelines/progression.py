@@ -255,13 +255,17 @@ class ProgressionPipeline(DiffusionPipeline):
         self, histories: Sequence[History], wanted: Sequence[Sequence[float]]
     ) -> tuple[Tensor, ProgressionConditions, Tensor]:
         """Latents [B,T,C,*s] with zeros where wanted, conditions of all T frames, and the wanted frames' places [B,W] among them."""
-        encoded: dict[int, Tensor] = {}
+        encoded: dict[tuple[int, ...], Tensor] = {}
         rows: list[dict[str, Tensor]] = []
         for history, at in zip(histories, wanted):
             part = history.nearest(self.config.max_history, float(at[0]))
-            if id(history) not in encoded:
-                encoded[id(history)] = self.encode(part.images)
-            rows.append(self._row(part, at, encoded[id(history)]))
+            key = (
+                id(history.images),
+                *(history.times.index(t) for t in part.times),
+            )  # trajectories of a history share its latents
+            if key not in encoded:
+                encoded[key] = self.encode(part.images)
+            rows.append(self._row(part, at, encoded[key]))
         if len({len(row["times"]) for row in rows}) > 1:
             raise ValueError("histories of one call must have equally many visits; call once for each number")
         stacked = {name: torch.stack([row[name] for row in rows]).to(self._execution_device)
