@@ -108,7 +108,7 @@ def evaluate(
         "edits": len(edits),
         "patients": len({_patient(edit) for edit in edits}),
         "models": sorted({str(line.get("model")) for line in lines}),
-        "settings": {key: lines[0].get(key) for key in _SETTINGS},
+        "settings": {key: " / ".join(sorted({str(line.get(key)) for line in lines})) for key in _SETTINGS},
         "judge_fingerprint": fingerprint(judge),
         "meter": None if ruler is None else meter or METER,
         "medgen": __version__,

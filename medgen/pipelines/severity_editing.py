@@ -50,14 +50,14 @@ class EditSettings:
     inside the ROI; else what the autoencoder decodes.
     """
 
-    strength: float = 0.5
+    strength: float = 0.75
     outside: float = 0.01
-    inside: float = 0.75
+    inside: float = 1.0
     guidance_scale: float = 3.0
     num_inference_steps: int = 25
     inversion: Inversion | None = None
     refinements: int = 3
-    away_from: AwayFrom = "source"
+    away_from: AwayFrom = "empty"
     chained: bool = False
     paste_back: bool = True
 
@@ -144,7 +144,7 @@ class SeverityEditingPipeline:
 
         latents, edited, before = clean, [], [(1.0, said[0])]
         for number in range(1, len(said)):
-            wanted = [(weight, said[index]) for weight, index in _on_the_way(prompts, number)]
+            wanted = [(weight, said[index]) for weight, index in on_the_way(prompts, number)]
             if noises:
                 state = path.add_noise(latents if settings.chained else clean, noises[0], start)
             elif settings.chained and number > 1:
@@ -214,7 +214,7 @@ class SeverityEditingPipeline:
             raise ValueError(f"inversion {inversion!r}: this pipeline's schedule takes {self.kind!r} or 'noise'")
 
 
-def _on_the_way(prompts: Sequence[str], number: int) -> list[tuple[float, int]]:
+def on_the_way(prompts: Sequence[str], number: int) -> list[tuple[float, int]]:
     """What round `number` is asked for: (weight, index of a prompt). Of m rounds with one prompt, number k goes k/m of the way to it."""
     first = last = number
     while first > 1 and prompts[first - 1] == prompts[number]:

@@ -82,9 +82,7 @@ def recaption(report: str, target: str, rounds: int) -> Stages:
             f"target {target!r}: the report already says so ({labels_to_text([wanted])!r}); ask for more or less of it"
         )
     others, own = _parted(sentences, wanted)
-    steps = [begin + (end - begin) * number / rounds for number in range(rounds + 1)]
-    # Each round is asked for what lies ahead of it, so that the first one already moves.
-    degrees = [begin, *(_towards(step, end > begin) for step in steps[1:])] if wanted.name != "nodule" else steps
+    degrees = _degrees(begin, end, rounds, wanted.name == "nodule")
     now = (report.strip() and " ".join(sentences)) or _sentence(wanted, begin, own)
     prompts = tuple(" ".join([_sentence(wanted, degree, own), *others]) for degree in degrees[1:])
     return Stages(now, prompts, wanted.name, None if wanted.side == "bilateral" else wanted.side, tuple(map(float, degrees)))
@@ -174,10 +172,21 @@ def _degree(label: FindingLabel) -> float:
     return sum(degrees) / len(degrees) if degrees else 2.0
 
 
-def _towards(step: float, rising: bool) -> float:
-    """The next whole degree ahead."""
-    whole = -int(-(step - 1e-9) // 1) if rising else int((step + 1e-9) // 1)
-    return float(min(max(whole, 0), 3))
+def _degrees(begin: float, end: float, rounds: int, exact: bool) -> list[float]:
+    """Degree of the source and of every round. `exact`: a size in millimetres, which has steps as fine as one likes.
+
+    Upwards each round is asked for the next whole degree ahead, so that the first one already moves. Downwards to none, half of the rounds
+    are asked for a slight finding, the others for none: words for less of a large finding ("moderate") still ask for a finding, and
+    guidance towards them takes nothing away (measured with digital_chest). The editor goes towards a prompt in equal steps.
+    """
+    steps = [begin + (end - begin) * number / rounds for number in range(rounds + 1)]
+    if exact:
+        return steps
+    if end > begin:
+        return [begin, *(float(min(-int(-(step - 1e-9) // 1), 3)) for step in steps[1:])]
+    middle = min(max(end, 1.0), begin)
+    first = rounds // 2 if end < middle < begin else 0
+    return [begin, *[middle] * first, *[end] * (rounds - first)]
 
 
 def _same_side(one: str | None, other: str | None) -> bool:

@@ -20,7 +20,7 @@ import tyro
 from medgen import __version__
 from medgen.data.images import ImagePreprocessing
 from medgen.models.autoencoder import downsampling
-from medgen.pipelines.severity_editing import ROUNDS, AwayFrom, EditSettings, Inversion, SeverityEditingPipeline
+from medgen.pipelines.severity_editing import ROUNDS, AwayFrom, EditSettings, Inversion, SeverityEditingPipeline, on_the_way
 from medgen.sampling.cases import CaseError, Trajectory, check_cases, parse_case, read_cases, write_cases
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import BitDepth, png_bytes
@@ -35,7 +35,9 @@ from medgen.sampling.source import find_pipeline, load_pipeline
 CasesArgument = Annotated[str | Path | Sequence[SeverityCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
 _FACTS = {"source_prompt", "finding", "side", "direction", "degrees", "stages_by", "roi_share", "image_sha256", "roi_sha256", "task",
           "frames", "roi_file", "autoencoder_file", "strength", "outside", "inside", "inversion", "refinements", "recaptioner",
-          "paste_back", "away_from", "chained", "bit_depth"}  # fmt: skip
+          "paste_back", "away_from", "chained", "resolution_guidance_scale",
+          "bit_depth"}  # fmt: skip
+RESOLVING = 2 / 3  # of the guidance scale: guidance towards "moderate" from "large" otherwise first adds to the finding
 TASK = "severity editing: no time, not a forecast"
 _DERIVED = "Synthetic edit of a film: whoever's film it was made from, the outcome is to be kept like that film."
 _NOTES = {"Synthetic": "true", "Comment": f"{NOT_A_FORECAST} {_DERIVED}", "Software": f"medgen {__version__}"}
@@ -54,17 +56,18 @@ def sample(
     n: int = 1,
     seed: int = 0,
     rounds: int = ROUNDS,
-    strength: float = 0.5,
-    outside: float = 0.01,
-    inside: float = 0.75,
+    strength: float = EditSettings.strength,
+    outside: float = EditSettings.outside,
+    inside: float = EditSettings.inside,
     inversion: Inversion | None = None,
-    refinements: int = 3,
-    away_from: AwayFrom = "source",
-    chained: bool = False,
-    paste_back: bool = True,
+    refinements: int = EditSettings.refinements,
+    away_from: AwayFrom = EditSettings.away_from,
+    chained: bool = EditSettings.chained,
+    paste_back: bool = EditSettings.paste_back,
     recaptioner: Path | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    resolution_guidance: float | None = None,
     batch_size: int = 4,
     bit_depth: BitDepth = 8,
     shard: str | None = None,
@@ -102,6 +105,7 @@ def sample(
         recaptioner: folder of a local instruction-tuned language model that writes the stages; rules do if not given.
         steps: steps of the whole noise schedule; the pipeline's own number if not given.
         guidance: classifier-free guidance scale; the pipeline's own if not given.
+        resolution_guidance: the same where a finding shall get less; two thirds of `guidance` if not given (more holds it back).
         batch_size: edits in flight at once; never changes an edit on a CPU.
         bit_depth: 8 or 16 bits of grey in the frames.
         shard: this process's part of the work, "0/3" for the first of three; read from torchrun's environment if not given.
@@ -127,7 +131,10 @@ def sample(
             "refinements": refinements, "away_from": away_from, "chained": chained, "paste_back": paste_back}  # fmt: skip
     facts = {"task": TASK, "recaptioner": "rules" if recaptioner is None else recaptioner.resolve().name}
     settings = resolve_settings(source, loaded, steps, guidance) | facts | edit | {"dtype": dtype, "bit_depth": bit_depth}
-    settings |= lanes.settings
+    less = settings["guidance_scale"] * RESOLVING if resolution_guidance is None else resolution_guidance
+    if less < 0:
+        raise SamplingError(f"resolution_guidance must be at least 0, not {less}")
+    settings |= {"resolution_guidance_scale": round(float(less), 6)} | lanes.settings
     write = recaption if recaptioner is None else model_recaptioner(recaptioner)
     geometry = _preprocessing(loaded)
     inputs = {case.case_id: inspect(case, root, geometry, write, rounds) for case in given}
@@ -154,18 +161,23 @@ class SeveritySampling:
         drawn: list[Trajectory[SeverityAsked]] = []
         for job in jobs:  # cases differ in their number of stages
             one = self.inputs[job.case.case_id]
-            settings = EditSettings(**{field.name: self.settings[field.name] for field in fields(EditSettings)})
+            known = self.settings | {"guidance_scale": self._guidance(one)}
+            settings = EditSettings(**{field.name: known[field.name] for field in fields(EditSettings)})
             result = editor(one.film, [one.stages.prompts], [one.stages.source], one.roi, settings, [job.generator()])
             frames = torch.cat([result.frames[0], result.autoencoder]).float().cpu().numpy()
             drawn.append(Trajectory(job.case, job.index, frames, np.arange(len(frames), dtype=np.float64)))
         return drawn
 
+    def _guidance(self, one: Inputs) -> float:
+        return float(self.settings["resolution_guidance_scale" if one.stages.direction < 0 else "guidance_scale"])
+
     def metadata(self, job: Job[SeverityAsked]) -> dict[str, Any]:
         case, one = job.case, self.inputs[job.case.case_id]
         prompts = [one.stages.source, *one.stages.prompts]
+        ways = [1.0, *(round(on_the_way(prompts, number)[0][0], 4) for number in range(1, len(prompts)))]
         frames = [
-            {"file_name": f"{job.name}_{i:02d}.png", "round": i, "prompt": text, "synthetic": i > 0}
-            for i, text in enumerate(prompts)
+            {"file_name": f"{job.name}_{i:02d}.png", "round": i, "prompt": text, "way": way, "synthetic": i > 0}
+            for i, (text, way) in enumerate(zip(prompts, ways))
         ]
         roi = None if one.roi is None else f"{job.name}_roi.png"
         autoencoder = f"{job.name}_autoencoder.png"
@@ -183,6 +195,7 @@ class SeveritySampling:
             **one.facts(),
             "synthetic": True,
             **self.settings,
+            "guidance_scale": self._guidance(one),
             **case.extra,
         }
 
@@ -200,7 +213,7 @@ class SeveritySampling:
             files[line["roi_file"]] = png_bytes(region.astype(np.float32), 8, {"Comment": "Region where editing was allowed."})
         files[line["autoencoder_file"]] = png_bytes(frames[-1], self.bit_depth, notes | {"Comment": "The autoencoder's source."})
         title = f"{line['case_id']} #{line['trajectory']}   {line['model']}, {line['inversion']} inversion, {_asked(line)}"
-        prompts = [frame["prompt"] for frame in line["frames"]]
+        prompts = [_caption(frame) for frame in line["frames"]]
         # The frames first: a strip without its frames would look finished.
         files[line["file_name"]] = picture_bytes(severity_strip(frames[:-1], region, prompts, title), notes)
         return files
@@ -213,6 +226,10 @@ def _digest(inputs: Mapping[str, Inputs]) -> str:
 
 def _sheet(out: Path, lines: Sequence[Mapping[str, Any]]) -> bytes:
     return picture_bytes(severity_sheet([out / line["file_name"] for line in lines]), _NOTES)
+
+
+def _caption(frame: Mapping[str, Any]) -> str:
+    return frame["prompt"] if frame["way"] == 1 else f"{frame['way']:.0%} of the way to: {frame['prompt']}"
 
 
 def _asked(line: Mapping[str, Any]) -> str:

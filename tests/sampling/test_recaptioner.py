@@ -21,9 +21,9 @@ LINES = "1. Small to moderate left pleural effusion.\n2. Moderate left pleural e
     [
         (SMALL, LARGE, 4, ["Moderate left pleural effusion."] * 2 + ["Large left pleural effusion."] * 2),
         ("Large right pleural effusion.", "no pleural effusion", 3,
-         ["Moderate right pleural effusion.", "Small right pleural effusion.", "No pleural effusion."]),
+         ["Small right pleural effusion.", "No pleural effusion.", "No pleural effusion."]),
         ("", "large right pneumothorax", 3, ["Small right pneumothorax.", "Moderate right pneumothorax.", "Large right pneumothorax."]),
-        ("", "no pulmonary edema", 3, ["Moderate pulmonary edema.", "Mild pulmonary edema.", "No pulmonary edema."]),
+        ("", "no pulmonary edema", 3, ["Mild pulmonary edema.", "No pulmonary edema.", "No pulmonary edema."]),
         # The report's own words stay where they can, and what else it says stays behind them.
         ("Small left-sided pleural effusion with blunting of the costophrenic angle. No pneumothorax.", LARGE, 1,
          ["Large left-sided pleural effusion with blunting of the costophrenic angle. No pneumothorax."]),
