@@ -68,7 +68,7 @@ def test_outside_the_roi_the_film_stays_as_it_was(
 
 
 def test_editing_towards_what_is_there_gives_the_film_back(editor: SeverityEditingPipeline, films: torch.Tensor) -> None:
-    same = edit(editor, films, stages=[[NOW, NOW]] * 2, refinements=12, inside=1.0)
+    same = edit(editor, films, stages=[[NOW, NOW]] * 2, refinements=12, away_from="source")
     torch.testing.assert_close(same[:, 2], films[:, 0], atol=2e-3, rtol=0)
     noisy = edit(
         editor, films, stages=[[NOW, NOW]] * 2, inversion="noise", inside=1.0, generator=torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def test_a_stable_diffusion_pipeline_is_edited_by_ddim_inversion() -> None:
     assert editor.kind == "ddim"
     frames = edit(editor, film, num_inference_steps=4)
     assert frames.shape == (1, 3, 32, 32) and torch.isfinite(frames).all()
-    same = edit(editor, film, stages=[[NOW]], num_inference_steps=24, refinements=8, inside=1.0)
+    same = edit(editor, film, stages=[[NOW]], num_inference_steps=24, refinements=8, away_from="source")
     torch.testing.assert_close(same[:, 1], film[:, 0], atol=5e-3, rtol=0)
     with pytest.raises(ValueError, match="takes 'ddim' or 'noise'"):
         edit(editor, film, inversion="flow")
