@@ -102,6 +102,10 @@ VERBS = {
         "write the standard forecasting cases of a held-out manifest",
         "medgen.evaluation.progression.cases:write_progression_cases",
     ),
+    "evaluate severity-cases": Verb(
+        "write severity-editing cases of digital patients, with regions of interest",
+        "medgen.evaluation.severity_cases:write_severity_cases",
+    ),
     "evaluate severity": Verb("measure severity edits: outside the ROI, monotone inside", "medgen.evaluation.severity:evaluate"),
     "evaluate ecg-translation": Verb(
         "measure generated ECG leads against linear regression on held-out recordings",
