@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import nibabel
 import numpy as np
@@ -87,7 +87,7 @@ class Header(NamedTuple):
     """What a volume file says of itself: shape (x, y, z[, t]), spacing in mm along x, y, z, and its axes such as "LPS" ("" unknown)."""
 
     shape: tuple[int, ...]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
     axes: str
 
 
@@ -163,7 +163,7 @@ def _placed(
         labels = (("L", "R"), ("P", "A"), ("I", "S"))
         tensor = Orientation(axcodes=preprocessing.orientation, labels=labels)(tensor)
     shape = tuple(tensor.shape[1:])
-    grid = wanted
+    grid: tuple[int, ...] = wanted
     if preprocessing.fit == "crop":
         have = np.linalg.norm(np.asarray(tensor.affine)[:3, :3], axis=0)
         spacing = preprocessing.spacing_mm
@@ -218,13 +218,17 @@ def write_volume(
     return save_nifti(path, image)
 
 
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
 def save_nifti(path: str | Path, image: nibabel.Nifti1Image) -> Path:
     """Write `image` whole or not at all; the same bytes every time."""
     path = Path(path)
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=5, mtime=0)
-    disk_cache.write_atomically(path, lambda file: file.write(content) and None)
+    disk_cache.write_atomically(path, lambda file: _write(file, content))
     return path
 
 

@@ -32,7 +32,7 @@ class Sizes:
     sampling_steps: int | None = None  # None: as many as the pipeline itself takes
     clips: int = 8
     echo_steps: int | None = None
-    followed: int = 16
+    followed: int = 12
     shown: int = 3
     futures: int = 8
     progression_steps: int | None = None

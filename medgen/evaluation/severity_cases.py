@@ -67,7 +67,7 @@ def _of_patient(out: Path, seed: int, index: int, name: str, size: int) -> list[
         changed = replace(study, findings=(*others, found))
         return render(changed, size)[0], changed
 
-    bit = FINDINGS.index(name)  # type: ignore[arg-type]
+    bit = FINDINGS.index(name)
     widest = (film(1.0)[0].mask >> bit & 1) > 0
     region = binary_dilation(widest, iterations=max(1, round(MARGIN * size / 128)))
     patient, worst = study.patient.patient_id, WORDS[cast(Any, name)][3]

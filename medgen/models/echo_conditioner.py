@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -19,6 +19,7 @@ from medgen.config import Config, ConfigError
 from medgen.models.attention import Attention, time_angles
 from medgen.models.folders import component
 
+C = TypeVar("C", bound=nn.Module)
 CONDITIONS = ("ecg", "ejection_fraction", "view", "fps")
 """What `EchoConditions.drop` knows; a clip's first frame is a known frame of its `FrameBatch`, not a token."""
 LEADS = 12
@@ -229,10 +230,12 @@ def build_conditioner(
     return model
 
 
-class ConditionedDenoiser(nn.Module):
+class ConditionedDenoiser(nn.Module, Generic[C]):
     """A denoiser and the conditioner that is trained with it: one set of weights for optimiser and average."""
 
-    def __init__(self, denoiser: nn.Module, conditioner: nn.Module) -> None:
+    conditioner: C
+
+    def __init__(self, denoiser: nn.Module, conditioner: C) -> None:
         super().__init__()
         self.denoiser, self.conditioner = denoiser, conditioner
 

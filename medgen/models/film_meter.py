@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from medgen.models.folded_unet import FoldedUNet
@@ -23,6 +23,8 @@ EDGE_MM = 15.0
 """A ray passes through heart or lungs where the meter sees more than this much of them: well above its noise; `ratio` makes up for it."""
 FLOOR_MM = 3.0
 """Less than this much of a finding on a ray is noise."""
+IDENTITY_GRID = 8
+"""Cells along a side of the heart and lung maps by which a person is known again."""
 _FINDINGS = slice(2, None)  # of EXTENTS
 _SCALE_MM = (60.0, 80.0, 40.0, 40.0, 20.0, 10.0)  # typical values: what a logit of 1 roughly means
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -34,6 +36,9 @@ class FilmMeter(FoldedUNet):
     `field_mm` is the width of the film at the detector. A map's sum times the pixel's area is a volume; `calibration` (one factor
     per extent, fitted to the training films) corrects it; `ratio` (slope and offset) the cardiothoracic ratio. `patients` says who it
     learned from.
+
+    Its features are for telling persons apart, not findings: coarse maps of heart and lungs, projected to `identity_dim` directions in
+    which patients differ most by the measure of one patient's visits (fitted at export; 0: not projected).
     """
 
     @register_to_config
@@ -46,6 +51,7 @@ class FilmMeter(FoldedUNet):
         field_mm: float = 315.0,
         calibration: Sequence[float] = (1.0,) * len(EXTENTS),
         ratio: Sequence[float] = (1.0, 0.0),
+        identity_dim: int = 0,
         patients: str = "",
     ) -> None:
         if patch_size % 2:
@@ -53,23 +59,28 @@ class FilmMeter(FoldedUNet):
         if len(calibration) != len(EXTENTS):
             raise ValueError(f"{len(calibration)} calibration factors for the {len(EXTENTS)} extents {', '.join(EXTENTS)}")
         super().__init__(image_size, patch_size, channels, norm_groups, outputs=len(EXTENTS), unfold=patch_size // 2)
+        self.identity = nn.Linear(2 * IDENTITY_GRID**2, identity_dim) if identity_dim else nn.Identity()
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.config["identity_dim"]) or 2 * IDENTITY_GRID**2
 
     def forward(self, films: Tensor) -> Tensor:
         return self.thickness_and_features(films)[0]
 
     def thickness_and_features(self, films: Tensor) -> tuple[Tensor, Tensor]:
         """mm maps [N,6,H/2,W/2], and features [N,feature_dim]."""
-        logits, features = self.with_features(films)
+        logits, _ = self.with_features(films)
         scale = torch.tensor(_SCALE_MM, device=logits.device, dtype=logits.dtype).view(1, -1, 1, 1)
         maps = logits * scale
-        if self.training:  # no squashing while it learns: most rays cross none of most findings, and a softplus dies there
-            return maps, features
-        findings = maps[:, _FINDINGS]
-        return torch.cat([maps[:, : _FINDINGS.start].clamp(min=0), findings * (findings > FLOOR_MM)], 1), features
+        if not self.training:  # no squashing while it learns: most rays cross none of most findings, and a softplus dies there
+            findings = maps[:, _FINDINGS]
+            maps = torch.cat([maps[:, : _FINDINGS.start].clamp(min=0), findings * (findings > FLOOR_MM)], 1)
+        return maps, cast(Tensor, self.identity(silhouette(maps)))
 
     def features(self, films: Tensor) -> Tensor:
-        """Features [N,feature_dim] of films [N,1,H,W] in [-1,1]: spatial means of texture and of anatomy."""
-        return self.with_features(films)[1]
+        """Features [N,feature_dim] of films [N,1,H,W] in [-1,1], by which a person is known again."""
+        return self.thickness_and_features(films)[1]
 
     def volumes(self, maps: Tensor) -> Tensor:
         """mL of every extent [N,6], from mm maps [N,6,h,w] of whole films."""
@@ -97,6 +108,11 @@ class FilmMeter(FoldedUNet):
             "cardiothoracic_ratio": slope * cardiothoracic_ratio(maps[:, 0], maps[:, 1]) + offset,
             "aerated_lung_ml": (ml["lungs"] - filled).clamp(min=0),
         }
+
+
+def silhouette(maps: Tensor) -> Tensor:
+    """Heart and lungs in decimetres on a coarse grid, [N,2·8²], of mm maps [N,6,h,w]: anatomy, hardly disease."""
+    return functional.adaptive_avg_pool2d(maps[:, : _FINDINGS.start], IDENTITY_GRID).flatten(1) / 100
 
 
 def volumes_ml(maps: Tensor, field_mm: float) -> Tensor:

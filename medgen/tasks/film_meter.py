@@ -6,12 +6,14 @@ Augmentation changes exposure, contrast, noise and sharpness, never where anythi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.linalg import eigh
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -20,11 +22,12 @@ from medgen.config import Config, ConfigError
 from medgen.data.images import load_image
 from medgen.data.records import Manifest, read_manifest
 from medgen.data.visit_records import BIOMARKERS, Visit, VisitSeries
-from medgen.models.film_meter import EXTENTS, FilmMeter, cardiothoracic_ratio, volumes_ml
+from medgen.models.film_meter import EXTENTS, FilmMeter, cardiothoracic_ratio, silhouette, volumes_ml
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.segmenter import MachineAugmentation, augment
 
 MAP_MM = (60.0, 80.0, 30.0, 20.0, 5.0, 10.0)  # an error of so many mm on a ray costs the same in every map of EXTENTS
+IDENTITY_DIM = 48
 VOLUME_ML = (250.0, 1500.0, 200.0, 200.0, 20.0, 150.0)  # and so many mL on a film
 _TRUTH = {"pleural_effusion_ml": 1.0, "consolidation_ml": 1.0, "nodule_mm3": 1e-3, "edema_ml": 1.0}  # of EXTENTS[2:], to mL
 
@@ -159,14 +162,14 @@ class FilmMeterTask:
         validation = self.dataset("val")
         if not len(validation):
             raise ConfigError(f"{self.recipe.data.manifest} has no 'val' split: the judge's errors need one")
-        factors, ratio = self._calibrated(model, self.dataset("train"))
+        fitted, weight, bias = self._fitted(model, self.dataset("train"))
         patients = f"{self.manifest.name} ({self.manifest.sha256[:12]})"
         fields = {key: value for key, value in model.config.items() if not key.startswith("_")}  # not diffusers' private ones
-        shipped = FilmMeter.from_config({**fields, "calibration": factors, "ratio": ratio, "patients": patients})
-        shipped.load_state_dict(model.state_dict())
+        shipped = FilmMeter.from_config({**fields, **fitted, "identity_dim": len(weight), "patients": patients})
+        shipped.load_state_dict({**model.state_dict(), "identity.weight": weight, "identity.bias": bias})
         shipped = shipped.to(next(model.parameters()).device).eval()
         facts = {"films": len(validation), "biomarkers": self._agreement(shipped, validation)}
-        facts["calibration"] = dict(zip(EXTENTS, factors, strict=True))
+        facts["calibration"] = dict(zip(EXTENTS, fitted["calibration"], strict=True))
         nn.Module.half(shipped)  # diffusers' own `half` warns about modules to keep in float32, of which there are none
         shipped.save_pretrained(folder)
         (folder / "validation.json").write_text(json.dumps(facts, indent=1))
@@ -176,19 +179,24 @@ class FilmMeterTask:
         return None  # nothing frozen
 
     @torch.no_grad()
-    def _calibrated(self, model: FilmMeter, data: MeasuredFilms) -> tuple[list[float], list[float]]:
-        """A factor for each extent's mL, and the line from the ratio as seen to the true one."""
-        seen, true, ratios = [], [], []
+    def _fitted(self, model: FilmMeter, data: MeasuredFilms) -> tuple[dict[str, list[float]], Tensor, Tensor]:
+        """What the configuration gains: a factor for each extent's mL, and the line from the ratio as seen to the true one.
+
+        Also weight [F,D] and bias [F] of the projection by which persons are told apart.
+        """
+        seen, true, ratios, persons = [], [], [], []
         for batch in self._batches(data):
             maps = model(batch["films"].to(model.device)).float()
             seen.append(volumes_ml(maps, self.recipe.data.field_mm).cpu())
             true.append(volumes_ml(batch["mm"], self.recipe.data.field_mm))
             ratios.append(cardiothoracic_ratio(maps[:, 0], maps[:, 1]).cpu())
+            persons.append(silhouette(maps).cpu())
         found = torch.cat(ratios).double().numpy()
         wanted = np.array([float(visit.truth.get("cardiothoracic_ratio", np.nan)) for _, visit in data.visits])
         known = np.isfinite(found) & np.isfinite(wanted)
         line = np.polyfit(found[known], wanted[known], 1) if known.sum() > 2 and found[known].std() > 0 else (1.0, 0.0)
-        return calibration(torch.cat(seen), torch.cat(true)), [round(float(value), 5) for value in line]
+        fitted = {"calibration": calibration(torch.cat(seen), torch.cat(true)), "ratio": [round(float(v), 5) for v in line]}
+        return fitted, *identity_projection(torch.cat(persons), [series.patient_id for series, _ in data.visits])
 
     def _agreement(self, model: FilmMeter, data: MeasuredFilms) -> dict[str, dict[str, float | None]]:
         """MAE and correlation of every biomarker with the visits' truth; None where the truth does not vary."""
@@ -228,6 +236,25 @@ def calibration(seen: Tensor, true: Tensor) -> list[float]:
     weight = (seen**2).sum(0)
     factors = torch.where((weight > 1) & ((true > 0).sum(0) > 0), (seen * true).sum(0) / weight.clamp(min=1e-6), 1.0)
     return [round(float(factor), 4) for factor in factors]
+
+
+def identity_projection(seen: Tensor, patients: Sequence[str], dim: int = IDENTITY_DIM) -> tuple[Tensor, Tensor]:
+    """Weight [dim,D] and bias [dim] of the `dim` directions in which patients differ most, in units of how one patient's films differ.
+
+    Linear discriminant analysis (Fisher 1936) of `seen` [N,D] by the generalised eigenvectors of the covariance between and within
+    patients; the latter is shrunk by 2 % (scikit-learn's solver would keep only as many directions as there are patients less one).
+    """
+    values, owners = seen.double().numpy(), np.array(patients)
+    dim, mean = min(dim, values.shape[1]), values.mean(0)
+    names, member = np.unique(owners, return_inverse=True)
+    means = np.stack([values[member == i].mean(0) for i in range(len(names))])
+    rest = values - means[member]
+    within = rest.T @ rest / max(len(values) - len(names), 1)
+    size = float(np.trace(within)) / values.shape[1]
+    within = 0.98 * within + 0.02 * size * np.eye(len(within)) if size > 0 else np.eye(len(within))
+    between = (means - mean).T @ (means - mean) / max(len(names) - 1, 1)
+    vectors = eigh(between, within)[1][:, ::-1][:, :dim].T  # largest ratios first; vᵀ W v = 1
+    return torch.from_numpy(vectors.copy()).float(), torch.from_numpy(-vectors @ mean).float()
 
 
 def model_card(facts: dict[str, Any], recipe: FilmMeterRecipe, manifest_name: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medgen.data.visit_records import BIOMARKERS
-from medgen.models.film_meter import EXTENTS, FilmMeter, cardiothoracic_ratio, load_film_meter, volumes_ml
+from medgen.models.film_meter import EXTENTS, FilmMeter, cardiothoracic_ratio, load_film_meter, silhouette, volumes_ml
 
 
 def small(**options: object) -> FilmMeter:
@@ -19,6 +19,15 @@ def test_maps_are_half_as_large_and_never_negative():
     assert maps.shape == (3, len(EXTENTS), 16, 16)
     assert maps.min() >= 0
     assert features.shape == (3, small().feature_dim)
+
+
+def test_a_person_is_known_by_heart_and_lungs_alone():
+    maps = torch.rand(1, len(EXTENTS), 16, 16) * 100
+    ill = maps.clone()
+    ill[:, 2:] += 50
+    torch.testing.assert_close(silhouette(maps), silhouette(ill))
+    assert small().feature_dim == silhouette(maps).shape[1]
+    assert small(identity_dim=5).features(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
 
 
 def test_a_film_is_judged_alone():

@@ -14,7 +14,7 @@ from medgen.config import ConfigError, load_config
 from medgen.data.records import write_manifest
 from medgen.data.visit_records import Visit, VisitSeries
 from medgen.models.film_meter import EXTENTS, load_film_meter, volumes_ml
-from medgen.tasks.film_meter import FilmMeterRecipe, FilmMeterTask, calibration, in_the_body
+from medgen.tasks.film_meter import FilmMeterRecipe, FilmMeterTask, calibration, identity_projection, in_the_body
 from medgen.training.loop import train
 
 SIZE, FIELD = 32, 320.0
@@ -100,6 +100,21 @@ def test_one_factor_per_extent_is_a_line_through_the_origin():
     seen = torch.tensor([[10.0, 0, 0, 0, 0, 0], [20.0, 0, 0, 0, 0, 5]])
     true = torch.tensor([[8.0, 0, 0, 0, 0, 0], [16.0, 0, 0, 0, 0, 0]])
     assert calibration(seen, true) == [0.8, 1, 1, 1, 1, 1]
+
+
+def test_persons_are_told_apart_where_their_own_films_agree():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 5)
+    own = rng.normal(size=(40, 6))[patients] * [1, 1, 0.1, 0.1, 0.1, 0.1]
+    films = torch.from_numpy(own + rng.normal(size=(200, 6)) * [5, 0.1, 0.01, 1, 1, 1]).float()
+    weight, bias = identity_projection(films, [str(i) for i in patients], dim=2)
+    found = films @ weight.T + bias
+    assert found.mean(0).abs().max() < 1e-4
+    shares = (weight.abs() * films.std(0)).numpy()
+    assert {int(row.argmax()) for row in shares} == {1, 2}  # not the first, which differs most from film to film
+    within = found - torch.stack([found[patients == i].mean(0) for i in range(40)])[patients]
+    assert (within.square().sum(0) / 160).tolist() == pytest.approx([1, 1], abs=0.25)
+    assert identity_projection(films[::5], [str(i) for i in range(40)])[0].shape == (6, 6)  # one film each
 
 
 def test_films_without_thickness_are_named(tmp_path):

@@ -100,7 +100,7 @@ def _write(path: Path, record: VisitSeries, frames: list[float], home: Path) -> 
         cine = np.asarray(image.dataobj)
         for target, frame in wanted:
             below, part = int(frame), frame - int(frame)
-            values = cine[..., below].astype(np.float32)
+            values: np.ndarray = cine[..., below].astype(np.float32)
             if part:
                 values = (1 - part) * values + part * cine[..., (below + 1) % cine.shape[3]]
             header = image.header.copy()

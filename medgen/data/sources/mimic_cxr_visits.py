@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def _series(
     studies: dict[str, list[_Film]] = defaultdict(list)
     for film in films:
         studies[film.study].append(film)
-    dated = []
+    dated: list[tuple[datetime, str, _Film | None]] = []
     for study, theirs in studies.items():
         moment = as_moment(theirs[0].day, theirs[0].clock)
         if moment is None:

@@ -110,7 +110,7 @@ def _padchest(table: Path, places: dict[str, str], options: SourceOptions) -> It
                 continue
             dated.append((moment, row))
         first = min((moment for moment, _ in dated), default=None)
-        visits = []
+        visits: list[Visit] = []
         for moment, row in sorted(dated, key=lambda item: as_view(item[1]["Projection"]) != "PA"):
             name = row["ImageID"]
             if name not in places:

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from medgen.data.records import SPLITS, Split
 from medgen.data.sources.base import (
@@ -80,10 +80,11 @@ def _series(
             timed.append((when, row))
     if not timed:
         return
-    first = min(when for when, _ in timed)  # type: ignore[type-var]
+    first = min(when for when, _ in timed)
     changing = {key for key in rows[0] if key not in _OWN and len({row[key] for _, row in timed} - {""}) > 1}
-    visits, known = [], {}
-    for when, row in sorted(timed, key=lambda item: item[0]):  # type: ignore[arg-type, return-value]
+    visits: list[Visit] = []
+    known: dict[str, Any] = {}
+    for when, row in sorted(timed, key=lambda item: item[0]):
         facts = {key: value for key in row if key not in _OWN and (value := as_covariate(row[key])) is not None}
         known = {**facts, **known}
         time = _time(when, first)

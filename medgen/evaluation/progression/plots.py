@@ -35,8 +35,8 @@ def fan_plot(case: Sampled, real: Real, name: str) -> str:
     draws = case.readings[name].T  # [T,n]
     for level, alpha in ((0.8, 0.18), (0.5, 0.3)):
         low, high = band(draws, level)
-        ends = [np.concatenate([values[known - 1 : known], edge]) for edge in (low, high)]
-        axes.fill_between(x, *ends, color=GENERATED, alpha=alpha, linewidth=0, label=f"{100 * level:.0f} % of the futures")
+        below, above = (np.concatenate([values[known - 1 : known], edge]) for edge in (low, high))
+        axes.fill_between(x, below, above, color=GENERATED, alpha=alpha, linewidth=0, label=f"{100 * level:.0f} % of the futures")
     axes.plot(x, np.concatenate([values[known - 1 : known], case.middle(name)]), color=GENERATED, linewidth=1.4, label="median")
     _simulated(axes, real, name)
     axes.plot(times[:known], values[:known], "o-", color=INK, markersize=4, linewidth=0.9, label="past, read by the judge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,22 @@ def generate(cases: Path, reference: Path, out: Path, draw: Draw, purposes: Sequ
             lines.append(
                 {**case, "file_name": f"{name}.png", "trajectory": k, "frames": frames, "synthetic": True, "model": "known"}
             )
+    (out / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return out
+
+
+def generate_volumes(cases: Path, reference: Path, out: Path) -> Path:
+    """What a prophet makes of cases of volumes: the real NIfTI files of the right days."""
+    patients = {patient.record_id: patient for patient in read_patients(reference, None)}
+    out.mkdir(parents=True)
+    lines = []
+    for case in map(json.loads, cases.read_text().splitlines()):
+        patient, name, frames = patients[case["record_id"]], f"{case['case_id']}_000", []
+        for i, time in enumerate(case["times"]):
+            visit = min(patient.series.imaged, key=lambda visit: abs(visit.time - time))
+            frames.append({"file_name": f"{name}_{i:02d}.nii.gz", "time": time})
+            shutil.copyfile(patient.root / str(visit.image), out / frames[-1]["file_name"])
+        lines.append({**case, "file_name": frames[0]["file_name"], "trajectory": 0, "frames": frames, "synthetic": True})
     (out / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return out
 

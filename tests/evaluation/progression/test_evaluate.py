@@ -8,12 +8,14 @@ import shutil
 
 import numpy as np
 import pytest
-from generators import generate, prophet
+from generators import generate, generate_volumes, prophet
 
 from medgen.data.visit_images import VisitPreprocessing
+from medgen.digital.progression import write_dataset
 from medgen.evaluation.images import EvaluationError
 from medgen.evaluation.progression import controls
 from medgen.evaluation.progression.baselines import NEIGHBOURS, JudgeError, copy_last, extrapolate
+from medgen.evaluation.progression.cases import write_progression_cases
 from medgen.evaluation.progression.collect import Reader, Sampled, read_real
 from medgen.evaluation.progression.evaluate import evaluate
 from medgen.evaluation.progression.patients import read_patients
@@ -123,6 +125,19 @@ def test_a_manifest_without_truth_is_read_by_the_judge(tmp_path, reference, judg
     ]
     for one in read_real(blank, reader).values():
         assert (one.truth("cardiothoracic_ratio") == one.readings["cardiothoracic_ratio"]).all()
+
+
+def test_volumes_are_measured_by_their_hu(tmp_path):
+    reference = write_dataset(tmp_path / "ct", 3, seed=1384, dim=3, size=32, futures=8, processes=1)
+    cases = write_progression_cases(reference, tmp_path / "cases", trajectories=1, pairs=1, controls=2, rollouts=1, split=None)
+    page = evaluate(generate_volumes(cases, reference, tmp_path / "made"), reference, tmp_path / "out", split="all")
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    assert metrics["facts"]["judge"] == "HU threshold" and metrics["identity"] is None
+    assert list(metrics["biomarkers"]["spread"]) == ["aerated_lung_ml"]
+    assert metrics["biomarkers"]["normalised"]["forecast"]["value"] == pytest.approx(0, abs=1e-6)
+    assert metrics["biomarkers"]["normalised"]["copy_last"]["value"] > 0
+    assert metrics["pictures"]["forecast"]["ssim"]["value"] == pytest.approx(1, abs=1e-4)
+    assert page.read_text().count('<article class="patient">') >= 3
 
 
 def test_a_straight_line_goes_on_and_stays_in_range():
