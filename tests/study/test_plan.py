@@ -87,7 +87,7 @@ def test_more_readers_more_power_more_cases_not_beyond_the_spread():
         ({"readers": 1}, "at least 2"),
         ({"margin": 0.7}, "--margin 0.7"),
         ({"accuracy": 0.65}, "outside the margin"),
-        ({"design": "split_plot", "groups": 40}, "--groups 40"),
+        ({"design": "split_plot", "groups": 11, "cases": 80}, "--groups 11"),
         ({"between_reader_sd": 15.6}, "15.6"),
     ],
 )
