@@ -105,7 +105,7 @@ def detecting(whole: Table, truth: Bools, levels: int, signal: str, margin: floa
         arms,
         compare_arms(first, rating, kind) if task == "real_or_synthetic" else {},
         {reader: sd.roc(rating[:, j], kind) for j, reader in enumerate(first.readers) if _both(rating[:, j], kind)},
-        {name: np.histogram(rating[who], bins=_rating_bins(levels)) for name, who in (("signal", kind), ("noise", ~kind))},  # type: ignore[misc]
+        {name: np.histogram(rating[who], bins=_rating_bins(levels)) for name, who in (("signal", kind), ("noise", ~kind))},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -161,9 +162,7 @@ def _score(
         found = (
             {"as the key says": measured(lambda a: float(str(a.value) == str(right(a))), "share")} if _has(answers, right) else {}
         )
-        return found | {
-            f"answered “{option}”": measured(lambda a, o=option: float(str(a.value) == o), "share") for option in options
-        }  # type: ignore[misc]
+        return found | {f"answered “{option}”": measured(partial(_says, option), "share") for option in options}
     if task == "progression_order":
         return {
             "whole order right": measured(lambda a: float(list(map(str, a.value)) == list(map(str, right(a)))), "share"),
@@ -185,6 +184,10 @@ def _score(
     raise ValueError(
         f"no analysis for task {task!r}; known: {', '.join((*SIGNALS, *RATED))}, text_alignment, progression_order, …"
     )
+
+
+def _says(option: str, answer: Answer) -> float:
+    return float(str(answer.value) == option)
 
 
 def _has(answers: Sequence[Answer], right: Callable[[Answer], Any]) -> bool:

@@ -75,7 +75,10 @@ def table(pack: Pack, key: Key, cells: Sequence[Cell], items: Sequence[str], rea
         tuple(readers),
         tuple(str(key[item].get("arm", "")) for item in items),
         tuple(str(key[item].get("source", "")) for item in items),
-        *numbers,
+        numbers[0],
+        numbers[1],
+        numbers[2],
+        numbers[3],
         asked.reshape(len(items), len(readers)),
         np.array([row.get(str(key[item].get("repeat_of")), -1) for item in items], dtype=np.intp),
     )

@@ -80,19 +80,19 @@ def _series(
         return
     first = min(moment for moment, *_ in dated)
     visits = []
-    for moment, study, film in dated:
+    for moment, study, best in dated:
         report = report_of(root, patient, study, chexpert.get(study))
         found, labels = ({}, ()) if isinstance(report, str) else report
         words = " ".join(filter(None, (clean_report(found.get(name, "")) for name in ("findings", "impression"))))
-        if film is None and not words:
+        if best is None and not words:
             continue  # nothing to learn from: laterals of an unread study
         visits.append(
             Visit(
                 visit_id=study,
                 time=days_since(first, moment),
-                image=None if film is None else f"files/{patient[:3]}/{patient}/{study}/{film.dicom_id}.jpg",
+                image=None if best is None else f"files/{patient[:3]}/{patient}/{study}/{best.dicom_id}.jpg",
                 date=moment.date().isoformat(),
-                view=None if film is None else film.view,
+                view=None if best is None else best.view,
                 report=words,
                 extra={"labels": {label.name: label.state for label in labels}},
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,11 +64,20 @@ def _simulated(axes: Axes, real: Real, name: str) -> None:
 
 
 def _treatments(axes: Axes, real: Real, first: float, last: float) -> None:
+    """A line at every treatment; names of those that lie too close to be read apart stand together."""
+    named: list[tuple[float, list[str]]] = []
     for event in real.patient.series.events:
-        if first <= event.time <= last:
-            axes.axvline(event.time, color=ACCENT, linewidth=0.9, alpha=0.8)
-            axes.annotate(event.name, (event.time, 1), xycoords=("data", "axes fraction"), xytext=(2, -2), textcoords="offset points",
-                          fontsize=7, color=ACCENT, rotation=90, va="top")  # fmt: skip
+        if not first <= event.time <= last:
+            continue
+        axes.axvline(event.time, color=ACCENT, linewidth=0.9, alpha=0.8)
+        if named and event.time - named[-1][0] < 0.02 * (last - first):
+            named[-1][1].append(event.name)
+        else:
+            named.append((event.time, [event.name]))
+    for time, names in named:
+        style: dict[str, Any] = {"fontsize": 7, "color": ACCENT, "rotation": 90, "va": "top"}
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (2, -2), "textcoords": "offset points"}
+        axes.annotate(", ".join(dict.fromkeys(names)), (time, 1), **place, **style)
 
 
 def fan_legend() -> str:

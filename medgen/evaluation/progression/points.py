@@ -78,8 +78,10 @@ class Points:
         return tuple(name for name in METHODS if name in self.read)
 
 
-def predictions(case: Sampled, real: Real, reader: Reader, regressor: Sampled | None) -> dict[str, Prediction]:
-    """What every method says at the case's times, from the visits that the case was given."""
+def predictions(
+    case: Sampled, real: Real, reader: Reader, regressor: Sampled | None, most: Mapping[str, float]
+) -> dict[str, Prediction]:
+    """What every method says at the case's times, from the visits that the case was given; `most`: where straight lines end."""
     given = [real.index(float(visit["time"])) for visit in case.line["past"]]
     times, images = [real.times[i] for i in given], real.images[given]
     past = {name: values[given] for name, values in real.readings.items()}
@@ -92,7 +94,7 @@ def predictions(case: Sampled, real: Real, reader: Reader, regressor: Sampled | 
         ),
         "linear": Prediction(
             extrapolate(times, images, case.times, 0.0, 1.0),
-            {name: extrapolate(times, values, case.times) for name, values in past.items()},
+            {name: extrapolate(times, values, case.times, 0.0, most[name]) for name, values in past.items()},
         ),
     }
     if regressor is not None:
@@ -126,9 +128,10 @@ def gather(
     """The rows of all forecast cases; `regressor` by record id. Methods that lack a patient are left out for all."""
     blocks = []
     trajectories = min(len(case.files) for case in cases)
+    most = {name: max(float(np.nanmax(one.readings[name])) for one in real.values()) for name in cases[0].readings}
     for case in cases:
         one = real[case.record_id]
-        said = predictions(case, one, reader, regressor.get(case.record_id))
+        said = predictions(case, one, reader, regressor.get(case.record_id), most)
         pictures = _pictures(said, one, [one.index(time) for time in case.times])
         readings = {name: prediction.readings for name, prediction in said.items()}  # the images would fill the memory
         blocks.append(_Block(case.first(trajectories), one, readings, pictures))

@@ -21,6 +21,7 @@ from medgen.evaluation.progression.evaluate import Evaluation, Material
 from medgen.evaluation.progression.patients import expected_changes, primary
 from medgen.evaluation.progression.points import METHODS
 from medgen.evaluation.report import estimate, percent
+from medgen.evaluation.statistics import Estimate
 
 SHOWN_PIXELS = 128
 ROWS, FUTURES = 8, 3
@@ -48,7 +49,7 @@ def render(evaluation: Evaluation, material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"estimate": estimate, "percent": percent, "named": plots.named, "number": _number}
+    environment.filters |= {"estimate": estimate, "percent": percent, "named": plots.named, "number": _number, "stacked": stacked}
     return environment.get_template("progression.html.j2").render(
         e=evaluation,
         methods={name: label for name, label in METHODS.items() if name in evaluation.pictures},
@@ -62,6 +63,15 @@ def render(evaluation: Evaluation, material: Material) -> str:
         legend=Markup(plots.fan_legend()),
         plots={name: Markup(text) for name, text in _plots(evaluation).items()},
     )
+
+
+def stacked(value: Estimate | None, digits: int = 3, percent: bool = False) -> Markup:
+    """A value above its interval, for tables of many columns; a dash where nothing was measured."""
+    if value is None or not np.isfinite(value.value):
+        return Markup("–")
+    factor, digits, unit = (100, 0, " %") if percent else (1, digits, "")
+    middle, low, high = (f"{factor * x:.{digits}f}".replace("-", "−") for x in (value.value, value.low, value.high))
+    return Markup(f"{middle}{unit}<small>{low} to {high}</small>" if np.isfinite(value.low) else f"{middle}{unit}")
 
 
 def shown(material: Material, count: int) -> list[Sampled]:
