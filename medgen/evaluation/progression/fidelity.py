@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -43,6 +44,8 @@ def fidelity(predicted: ArrayLike, true: ArrayLike, mask: NDArray[np.bool_] | No
 
 def ssim(first: ArrayLike, second: ArrayLike, mask: NDArray[np.bool_] | None = None) -> Floats:
     """Structural similarity [N] of [N,*S] whose values span 1; the mean over `mask` where there is one."""
+    if np.ndim(first) == 4:
+        return _volume_ssim(*_pair(first, second), mask)
     a, b = (torch.from_numpy(values)[:, None] for values in _pair(first, second))
     if mask is None:
         found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
@@ -52,6 +55,24 @@ def ssim(first: ArrayLike, second: ArrayLike, mask: NDArray[np.bool_] | None = N
     local = whole.reshape(b[:, 0].shape).double().numpy()
     axes = tuple(range(1, local.ndim))
     return np.asarray(np.where(mask, local, 0).sum(axis=axes) / mask.sum(axis=axes))
+
+
+def _volume_ssim(a: Floats, b: Floats, mask: NDArray[np.bool_] | None) -> Floats:
+    """The same of volumes [N,D,H,W]: torchmetrics' dense 11³ windows take seconds a volume, three passes along the axes do not."""
+
+    def smooth(values: Floats) -> Floats:
+        return np.asarray(ndimage.gaussian_filter(values, (0, 1.5, 1.5, 1.5), mode="mirror", truncate=3.5))
+
+    mean_a, mean_b = smooth(a), smooth(b)
+    spread = smooth(a * a) - mean_a**2 + smooth(b * b) - mean_b**2
+    shared = smooth(a * b) - mean_a * mean_b
+    local = (2 * mean_a * mean_b + 0.01**2) * (2 * shared + 0.03**2)
+    local = local / ((mean_a**2 + mean_b**2 + 0.01**2) * (spread + 0.03**2))
+    axes = (1, 2, 3)
+    if mask is not None:
+        return np.asarray(np.where(mask, local, 0).sum(axis=axes) / mask.sum(axis=axes))
+    edge = slice(5, -5)  # as in torchmetrics: windows that reach beyond the volume do not count
+    return np.asarray(local[:, edge, edge, edge].mean(axis=axes))
 
 
 def lpips(predicted: ArrayLike, true: ArrayLike) -> Floats | None:

@@ -93,9 +93,13 @@ def truth(visit: Visit, name: str) -> float:
 
 
 def spreads(patients: Sequence[Patient]) -> dict[str, float]:
-    """Standard deviation of each biomarker over all visits of these patients; those unknown or the same everywhere are left out."""
+    """Standard deviation of each biomarker over all visits of these patients; those unknown or the same everywhere are left out.
+
+    Of volumes, lung air alone is measured.
+    """
     visits = [visit for patient in patients for visit in patient.series.visits]
-    found = {name: float(np.nanstd(v)) for name in BIOMARKERS if np.isfinite(v := _column(visits, name)).sum() > 1}
+    measured = BIOMARKERS if patients[0].series.dim == 2 else ("aerated_lung_ml",)
+    found = {name: float(np.nanstd(v)) for name in measured if np.isfinite(v := _column(visits, name)).sum() > 1}
     return {name: spread for name, spread in found.items() if spread > 0}
 
 

@@ -111,7 +111,7 @@ def fan_legend() -> str:
 
 def coverage_plot(bands: Mapping[str, Bands]) -> str:
     """Share covered against nominal level, one line per thing that is covered."""
-    figure = Figure(figsize=(4.2, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.2, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.8)
     for (label, one), colour, style in zip(bands.items(), (GENERATED, ACCENT, REAL), ("o-", "s-", "^-")):
@@ -119,7 +119,7 @@ def coverage_plot(bands: Mapping[str, Bands]) -> str:
         axes.plot(level, share, style, color=colour, markersize=4, linewidth=1.2, label=label)
     axes.set_xlabel("band of the futures (%)", fontsize=9, color=INK)
     axes.set_ylabel("share inside (%)", fontsize=9, color=INK)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center")
     _style(axes)
     return svg(figure)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from medgen.data.volumes import middle_coronal
 from medgen.evaluation.progression import plots
-from medgen.evaluation.progression.collect import Images, Sampled
+from medgen.evaluation.progression.collect import Images, Real, Sampled
 from medgen.evaluation.progression.evaluate import Evaluation, Material
 from medgen.evaluation.progression.patients import expected_changes, primary
 from medgen.evaluation.progression.points import METHODS
@@ -109,7 +109,7 @@ def patient_row(case: Sampled, material: Material) -> dict[str, Any]:
     wanted = [real.index(time) for time in case.times]
     chosen = _few(len(case.times), 3)
     files = [[case.files[k][t] for t in chosen] for k in range(min(FUTURES, len(case.files)))]
-    unit = {"days": "day", "order": "visit", "phase": "phase"}[real.patient.series.time_unit]
+    unit = _unit(real)
     past = list(range(known))[-3:]
     return {
         "name": real.patient.record_id,
@@ -128,6 +128,10 @@ def patient_row(case: Sampled, material: Material) -> dict[str, Any]:
     }
 
 
+def _unit(real: Real) -> str:
+    return {"days": "day", "order": "visit", "phase": "phase"}[real.patient.series.time_unit]
+
+
 def _few(length: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, length - 1, min(count, length))})
 
@@ -141,7 +145,7 @@ def _pairs(material: Material) -> list[dict[str, Any]]:
     ):
         pairs: dict[str, dict[str, Sampled]] = {}
         for case in material.cases:
-            if case.purpose == purpose:
+            if case.purpose == purpose and case.line.get("biomarker") in case.readings:
                 pairs.setdefault(str(case.line["pair_id"]), {})[str(case.line["variant"])] = case
         whole = [pair for _, pair in sorted(pairs.items()) if set(pair) == set(variants)]
         for pair in [whole[i] for i in _few(len(whole), 3)]:
@@ -153,10 +157,10 @@ def _pair(material: Material, pair: Sequence[Sampled], title: str) -> dict[str, 
     real, name = material.real[pair[0].record_id], str(pair[0].line["biomarker"])
     images = [material.reader.images(case.files[0][-1:])[0] for case in pair]
     last = real.known - 1
-    said = [_picture(real.images[last], f"last visit, day {real.times[last]:g}", real.readings[name][last])]
+    said = [_picture(real.images[last], f"last visit, {_unit(real)} {real.times[last]:g}", real.readings[name][last])]
     for case, image in zip(pair, images, strict=True):
         added = [event["name"] for event in case.line["events"] if event["time"] > real.times[last]]
-        label = f"{case.line['variant']}, day {case.times[-1]:g}" + (
+        label = f"{case.line['variant']}, {_unit(real)} {case.times[-1]:g}" + (
             f", {', '.join(added)}" if added and case.line["variant"] == "on" else ""
         )
         said.append(_picture(image, label, case.readings[name][0, -1]))
@@ -170,12 +174,13 @@ def _strips(material: Material) -> list[dict[str, Any]]:
     for purpose, count in (("rollout", 2), ("between", 3)):
         cases = [case for case in material.cases if case.purpose == purpose][:count]
         for case in cases:
-            name = str(case.line.get("biomarker") or _biomarker(case, material))
+            asked, unit = str(case.line.get("biomarker")), _unit(material.real[case.record_id])
+            name = asked if asked in case.readings else _biomarker(case, material)
             title = (
                 f"12 steps, {case.line.get('variant')}" if purpose == "rollout" else "between two known visits (first and last)"
             )
             frames = zip(material.reader.images(case.files[0]), case.times, case.readings[name][0], strict=True)
-            pictures = [_picture(image, f"day {time:.0f}", value) for image, time, value in frames]
+            pictures = [_picture(image, f"{unit} {time:.4g}", value) for image, time, value in frames]
             found.append({"title": title, "name": case.record_id, "biomarker": plots.named(name), "pictures": pictures})
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from medgen.evaluation.progression.change import change_fidelity
 from medgen.evaluation.progression.fidelity import fidelity, lpips, ssim
@@ -48,6 +48,14 @@ def test_a_mask_looks_inside_alone():
     assert fidelity(made, true, np.ones_like(mask))["mae"] == pytest.approx(whole["mae"])
     with pytest.raises(ValueError, match="mask is empty"):
         fidelity(made, true, np.zeros_like(mask))
+
+
+def test_volumes_have_the_ssim_of_torchmetrics():
+    true, made = np.random.default_rng(0).uniform(size=(2, 2, 14, 15, 16))
+    expected = structural_similarity_index_measure(
+        torch.from_numpy(made)[:, None], torch.from_numpy(true)[:, None], data_range=1.0, reduction="none"
+    )
+    assert ssim(made, true) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 def test_volumes_are_measured_like_pictures():
