@@ -71,8 +71,7 @@ def _volume_ssim(a: Floats, b: Floats, mask: NDArray[np.bool_] | None) -> Floats
     axes = (1, 2, 3)
     if mask is not None:
         return np.asarray(np.where(mask, local, 0).sum(axis=axes) / mask.sum(axis=axes))
-    edge = slice(5, -5)  # as in torchmetrics: windows that reach beyond the volume do not count
-    return np.asarray(local[:, edge, edge, edge].mean(axis=axes))
+    return np.asarray(local.mean(axis=axes))
 
 
 def lpips(predicted: ArrayLike, true: ArrayLike) -> Floats | None:
