@@ -112,8 +112,8 @@ def test_coverage_and_error_of_the_method(readers, record_property):
         ends = mrmc.single(merit).interval()
         held += ends.low <= truth <= ends.high
         wrong += mrmc.difference(merit).p_value(0) < 0.05
-    record_property("coverage", held / studies)
-    record_property("type_1_error", wrong / studies)
+    record_property("coverage", float(held / studies))
+    record_property("type_1_error", float(wrong / studies))
     print(f"{readers} readers: coverage {held / studies:.3f}, type-I error {wrong / studies:.3f}")
     assert 0.93 <= held / studies <= 0.975
     assert 0.03 <= wrong / studies <= 0.07
