@@ -203,7 +203,7 @@ def test_a_published_encoder_travels_with_the_pipeline(pipeline: ECGToEchoPipeli
     for one in (own, loaded):
         one.set_progress_bar_config(disable=True)
         latents.append(clip(one, ecg, start_seconds=5.0, num_frames=8, output_type="latent"))
-    assert torch.equal(*latents)
+    torch.testing.assert_close(*latents)  # not to the bit: products round by where in memory the weights lie
     two = loaded([ecg, None], start_seconds=5.0, output_type="latent", generator=[torch.Generator().manual_seed(0)] * 2).frames
     assert not torch.equal(two[0], two[1])
     with pytest.raises(ValueError, match="reads 9 s at a time, the ECG has 4 s"):
