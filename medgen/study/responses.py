@@ -24,7 +24,9 @@ COLUMNS = (
 )  # fmt: skip
 LARGEST_BYTES = 256 * 1024**2
 LONGEST_ANSWER = 20_000
+SUREST = 100  # no confidence scale is longer; what lies above was not asked
 SHOWN_PROBLEMS = 20
+STUDY = re.compile(r'<script[^>]*\bid="study"[^>]*>(?P<json>.*?)</script>', re.DOTALL)  # the study's data in a pack's page
 
 
 class ResponseError(ValueError):
@@ -72,11 +74,10 @@ def read_pack(folder: Path) -> Pack:
     if not page.is_file():
         raise ResponseError(f"{folder} is not a pack: it has no index.html; give the folder that `medgen study build` wrote")
     _check_sums(folder)
-    text = page.read_text("utf-8")
-    found = re.search(r'<script[^>]*\bid="study"[^>]*>(.*?)</script>', text, re.DOTALL)
+    found = STUDY.search(page.read_text("utf-8"))
     if found is None:
         raise ResponseError(f'{page}: no <script id="study"> in it; build the pack again')
-    study = json.loads(found.group(1))
+    study = json.loads(found["json"])
     protocol = json.loads((folder / "protocol.json").read_text("utf-8")) if (folder / "protocol.json").is_file() else {}
     orders = {reader: tuple(entry["order"]) for reader, entry in study["readers"].items()}
     return Pack(folder, study["study_id"], study["title"], study["pack_sha256"], study["items"], orders, protocol)
@@ -141,7 +142,7 @@ def read_responses(files: Sequence[Path], pack: Pack) -> tuple[list[Answer], lis
         for number, row in _rows(Path(file), problems):
             where = f"{file}, row {number}"
             try:
-                answer = _answer(row, pack, str(file), number)
+                answer = read_answer(row, pack, str(file), number)
             except ResponseError as error:
                 problems.append(f"{where}: {error}")
                 continue
@@ -201,7 +202,8 @@ def _rows(file: Path, problems: list[str]) -> Iterable[tuple[int, dict[str, str]
         problems.append(f"{file}, row {reader.line_num}: not readable as CSV ({error})")
 
 
-def _answer(row: Mapping[str, str], pack: Pack, file: str, number: int) -> Answer:
+def read_answer(row: Mapping[str, str], pack: Pack, file: str, number: int) -> Answer:
+    """One row (all `COLUMNS`, as text), checked against the pack: what the analysis refuses, the server refuses with the same words."""
     if row["study_id"] != pack.study_id:
         raise ResponseError(f"study {row['study_id']!r}, but the pack is of study {pack.study_id!r}")
     if row["pack_sha256"] != pack.sha256:
@@ -231,6 +233,8 @@ def _answer(row: Mapping[str, str], pack: Pack, file: str, number: int) -> Answe
     except ValueError:
         raise ResponseError(f"timestamp {row['timestamp']!r} is not an ISO date and time") from None
     confidence = None if row["confidence"] == "" else _number(row["confidence"], "confidence")
+    if confidence is not None and not 0 <= confidence <= SUREST:
+        raise ResponseError(f"confidence {row['confidence']!r} is on no scale (0 to {SUREST})")
     return Answer(
         row["reader"], row["session"], position, row["item"], row["task"], row["question"], _value(row["answer"], question),
         confidence, _whole(row["ms"], "ms"), row["timestamp"], file, number,
