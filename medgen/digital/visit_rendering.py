@@ -25,7 +25,8 @@ EXTENTS = ("heart", "lungs", "pleural_effusion", "consolidation", "nodule", "ede
 AERATED_HU = -500.0
 _FAINT = {"pleural_effusion": 0.0, "consolidation": -0.30, "edema": -0.42, "nodule": 0.0, "cardiomegaly": -0.38}
 """Where a course's severity 0 lies on the chest finding's scale, which begins where a finding is seen: there is nothing of it left."""
-_GRID = (PRESENT, 0.12, 0.25, 0.45, 0.7, 0.95)
+_DISPLACING = 0.55  # severity from which an effusion pushes the mediastinum
+_GRID = (PRESENT, 0.12, 0.25, 0.45, _DISPLACING, 0.75, 0.95)
 POSE_SD = {"rotation_deg": 1.0, "tilt_deg": 0.6, "inspiration_mm": 2.0, "shift_mm": 1.5, "exposure": 0.02, "contrast": 0.03}
 """Standard deviations of what changes from one visit of a patient to the next without being disease."""
 CTR_POSE_SD = 0.006  # what that change of pose does to the cardiothoracic ratio of the same heart (measured)
@@ -115,7 +116,7 @@ class HabitualBody:
     def body(self, findings: Sequence[Finding] = ()) -> Body:
         """A body to edit (edits replace its tensors, they do not write into them), with the displacements of `findings` only."""
         displacing = tuple(
-            f for f in findings if f.name == "cardiomegaly" or (f.name == "pleural_effusion" and f.severity > 0.55)
+            f for f in findings if f.name == "cardiomegaly" or (f.name == "pleural_effusion" and f.severity > _DISPLACING)
         )
         if displacing != self._displacing:
             self._body = warp(self.anatomy, self.patient, displacing, self.base, self.size)
@@ -243,8 +244,8 @@ def _width(thickness: torch.Tensor) -> float:
 @dataclass(frozen=True)
 class BiomarkerTable:
     """What severity means for one patient in the habitual pose. `amounts` [D,G]: mL or mm³ at severities `_GRID`; `aerated` [D,G]:
-    the part of the lungs' air that is left; `ctr` [G] with the heart's track, `ctr0` without; `breath`: relative change of lung volume
-    per mm of inspiration, 0 where the truth is that of the habitual pose (films)."""
+    the part of the lungs' air that is left; `ctr` [D,G]: what each adds to the healthy ratio `ctr0`; `breath`: relative change of lung
+    volume per mm of inspiration, 0 where the truth is that of the habitual pose (films)."""
 
     tracks: tuple[Track, ...]
     amounts: np.ndarray
@@ -262,11 +263,10 @@ class BiomarkerTable:
         for d, track in enumerate(self.tracks):
             here = x[..., d] >= PRESENT
             kept = np.where(here, np.interp(x[..., d], _GRID, self.aerated[d]), 1.0)
-            if track.name == "cardiomegaly":
-                ratio = np.where(here, np.interp(x[..., d], _GRID, self.ctr), ratio)
-            elif track.name == "nodule":  # volumes are cubes: interpolate between their roots
+            ratio = ratio + np.where(here, np.interp(x[..., d], _GRID, self.ctr[d]), 0.0)
+            if track.name == "nodule":  # volumes are cubes: interpolate between their roots
                 found["nodule_mm3"] += np.where(here, np.interp(x[..., d], _GRID, np.cbrt(self.amounts[d])) ** 3, 0.0)
-            else:
+            elif track.name != "cardiomegaly":
                 found[f"{track.name}_ml"] += np.where(here, np.interp(x[..., d], _GRID, self.amounts[d]), 0.0) * lung
             if track.name == "edema":  # all through the lungs: of what the others leave
                 left = left * kept
@@ -293,15 +293,14 @@ def biomarker_table(
 
     healthy = habit.body()
     air, ratio, breath = aerated(healthy), habit.ratio(), 0.0
-    amounts, kept, ctr = np.zeros((len(tracks), len(_GRID))), np.ones((len(tracks), len(_GRID))), np.zeros(len(_GRID))
+    amounts, ctr = np.zeros((2, len(tracks), len(_GRID)))
+    kept = np.ones_like(ctr)
     for d, track in enumerate(tracks):
         for g, severity in enumerate(_GRID):
             (finding,) = findings_at((track,), np.array([severity]), places)
-            if track.name == "cardiomegaly":
-                edited = habit.body((finding,))
-                ctr[g] = habit.ratio((finding,))
-            else:
-                edited = copy.copy(healthy)
+            edited = habit.body((finding,))
+            ctr[d, g] = habit.ratio((finding,)) - ratio
+            if track.name != "cardiomegaly":
                 edit = apply_finding(edited, finding)
                 assert edit is not None
                 if cube is not None:
