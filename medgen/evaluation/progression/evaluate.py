@@ -34,10 +34,16 @@ from medgen.evaluation.statistics import Floats
 from medgen.evaluation.text_to_cxr import plain
 from medgen.models.film_meter import FilmMeter, load_film_meter
 
+READABLE = 0.5  # R² on real images from which the judge counts as able to read a biomarker
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that one run measured. Picture tables by method and measure: of all later visits, of those where something changed, the rest."""
+    """All that one run measured. Picture tables by method and measure: of all later visits, of those where something changed, the rest.
+
+    judge_fit: R² of the judge on real images by biomarker; what it cannot read (below `READABLE`) is nobody's primary biomarker, and
+    no control about it is scored.
+    """
 
     facts: dict[str, Any]
     targets: tuple[Target, ...]
@@ -54,18 +60,20 @@ class Evaluation:
     missing: Missing | None
     rollout: Rollout | None
     between: Between | None
+    judge_fit: dict[str, float]
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Material:
-    """The images and rows behind the numbers, for pictures and plots."""
+    """The images and rows behind the numbers, for pictures and plots. spread: of the biomarkers that the judge can read; fit: how well."""
 
     cases: tuple[Sampled, ...]
     real: Mapping[str, Real]
     reader: Reader
     points: Points
     spread: Mapping[str, float]
+    fit: Mapping[str, float]
 
 
 def evaluate(
@@ -185,8 +193,21 @@ def _material(cases: Sequence[Sampled], real: Mapping[str, Real], reader: Reader
     if not forecasts:
         raise EvaluationError("no case of purpose 'forecast' among those sampled: nothing can be compared with what came")
     regressed = {case.record_id: case for case in others if case.purpose == "forecast"}
-    points = gather(forecasts, real, reader, regressed, spread)
-    return Material(tuple(cases), real, reader, points, spread)
+    fit = _fit(real, [name for name in spread if name in cases[0].readings])
+    readable = {name: spread[name] for name, r2 in fit.items() if r2 >= READABLE} or {name: spread[name] for name in fit}
+    points = gather(forecasts, real, reader, regressed, spread, readable)
+    return Material(tuple(cases), real, reader, points, readable, fit)
+
+
+def _fit(real: Mapping[str, Real], names: Sequence[str]) -> dict[str, float]:
+    """R² of the judge's readings of the real images against their known truth, by biomarker."""
+    truth, seen = _all_visits(real, names)
+    found = {}
+    for name in names:
+        known = np.isfinite(truth[name]) & np.isfinite(seen[name])
+        t, s = truth[name][known], seen[name][known]
+        found[name] = 1 - float(((s - t) ** 2).sum() / max(((t - t.mean()) ** 2).sum(), 1e-12))
+    return found
 
 
 def _parts(m: Material, seed: int) -> dict[str, Any]:
@@ -206,7 +227,8 @@ def _parts(m: Material, seed: int) -> dict[str, Any]:
         "identity": controls.identity(m.cases, m.real, seed),
         "missing": controls.missing(m.cases, m.real, m.spread, seed),
         "rollout": sequences.rollout(m.cases, m.real, m.reader, seed),
-        "between": sequences.between(m.cases, m.real, m.reader, _noise(m.real, list(m.points.spread)), seed),
+        "between": sequences.between(m.cases, m.real, m.reader, _noise(m.real, list(m.spread)), seed),
+        "judge_fit": dict(m.fit),
     }
 
 
@@ -246,6 +268,9 @@ def _warnings(cases: Sequence[Sampled], parts: Mapping[str, Any], m: Material) -
     warnings = []
     if lacking:
         warnings.append(f"Not tested, for want of cases or options: {', '.join(lacking)}.")
+    if unread := [f"{name} (R² {m.fit[name]:.2f})" for name in m.fit if name not in m.spread]:
+        said = f"On real images the judge does not read {', '.join(unread)}"
+        warnings.append(f"{said}: nobody's primary biomarker, and no control is scored on it.")
     found, judged = parts["biomarkers"], parts["biomarkers"].judge.get("primary")
     if judged is not None and judged.value > found.normalised["forecast"].value:
         warnings.append("The judge errs more on real images than forecasts differ from what came: it is weak evidence here.")

@@ -124,8 +124,12 @@ def gather(
     reader: Reader,
     regressor: Mapping[str, Sampled],
     spread: Mapping[str, float],
+    readable: Mapping[str, float],
 ) -> Points:
-    """The rows of all forecast cases; `regressor` by record id. Methods that lack a patient are left out for all."""
+    """The rows of all forecast cases; `regressor` by record id. Methods that lack a patient are left out for all.
+
+    `readable`: those of `spread` that the judge can read, one of which is a patient's primary biomarker.
+    """
     blocks = []
     trajectories = min(len(case.files) for case in cases)
     most = {name: max(float(np.nanmax(one.readings[name])) for one in real.values()) for name in cases[0].readings}
@@ -137,13 +141,14 @@ def gather(
         blocks.append(_Block(case.first(trajectories), one, readings, pictures))
     methods = [name for name in METHODS if all(name in block.said for block in blocks)]
     names = [name for name in blocks[0].case.readings if name in spread]
+    usable = {name: readable[name] for name in names if name in readable}
     return Points(
         time_unit=blocks[0].real.patient.series.time_unit,
         groups=tuple(b.real.patient.series.patient_id for b in blocks for _ in b.case.times),
         gap=np.concatenate([np.array(b.case.times) - b.real.times[b.real.known - 1] for b in blocks]),
         history=np.array([float(b.real.known) for b in blocks for _ in b.case.times]),
         changed=np.concatenate([b.changed(names, spread) for b in blocks]),
-        primary=tuple(primary(b.real.patient, {n: spread[n] for n in names}) or names[0] for b in blocks for _ in b.case.times),
+        primary=tuple(primary(b.real.patient, usable) or names[0] for b in blocks for _ in b.case.times),
         spread={name: spread[name] for name in names},
         truth={name: np.concatenate([b.real.truth(name)[b.wanted] for b in blocks]) for name in names},
         real={name: np.concatenate([b.real.readings[name][b.wanted] for b in blocks]) for name in names},

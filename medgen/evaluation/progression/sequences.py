@@ -96,8 +96,9 @@ def rollout(cases: Sequence[Sampled], real: Mapping[str, Real], reader: Reader, 
 def between(
     cases: Sequence[Sampled], real: Mapping[str, Real], reader: Reader, noise: Mapping[str, float], seed: int = 0
 ) -> Between | None:
-    """Of cases between two known visits; `noise`: how much the judge's error differs from visit to visit (standard deviation)."""
-    chosen = [case for case in cases if case.purpose == "between" and case.line.get("biomarker") in case.readings]
+    """Of cases between two known visits; `noise`: how much the judge's error differs from visit to visit (standard deviation), of
+    the biomarkers that it can read."""
+    chosen = [case for case in cases if case.purpose == "between" and case.line.get("biomarker") in noise]
     if not chosen:
         return None
     rows: dict[str, list[float]] = defaultdict(list)
@@ -115,7 +116,7 @@ def between(
         values = case.readings[name][0]
         way = float(values[-1] - values[0])
         right = np.sign(way) == int(case.line["direction"])
-        back = [float(monotonicity(case.times, values[None], allowed).violations[0]) for allowed in (noise.get(name, 0.0), 0.0)]
+        back = [float(monotonicity(case.times, values[None], allowed).violations[0]) for allowed in (noise[name], 0.0)]
         monotone.append(bool(right and back[0] == 0))
         strictly.append(bool(right and back[1] == 0))
         rows["backwards"].append(back[1])

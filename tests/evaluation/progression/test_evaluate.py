@@ -17,7 +17,7 @@ from medgen.evaluation.progression import controls
 from medgen.evaluation.progression.baselines import NEIGHBOURS, JudgeError, copy_last, extrapolate
 from medgen.evaluation.progression.cases import write_progression_cases
 from medgen.evaluation.progression.collect import Reader, Sampled, read_real
-from medgen.evaluation.progression.evaluate import evaluate
+from medgen.evaluation.progression.evaluate import READABLE, evaluate
 from medgen.evaluation.progression.patients import read_patients
 from medgen.evaluation.progression.scores import below, means
 from medgen.models.film_meter import load_film_meter
@@ -138,6 +138,14 @@ def test_volumes_are_measured_by_their_hu(tmp_path):
     assert metrics["biomarkers"]["normalised"]["copy_last"]["value"] > 0
     assert metrics["pictures"]["forecast"]["ssim"]["value"] == pytest.approx(1, abs=1e-4)
     assert page.read_text().count('<article class="patient">') >= 3
+
+
+def test_what_the_judge_cannot_read_is_nobodys_primary(bad):
+    fit = bad["judge_fit"]
+    unread = [name for name, r2 in fit.items() if r2 < READABLE]
+    told = " ".join(bad["warnings"])
+    assert set(fit) == set(bad["biomarkers"]["spread"])
+    assert all(name in told for name in unread) or len(unread) == len(fit)
 
 
 def test_a_straight_line_goes_on_and_stays_in_range():
