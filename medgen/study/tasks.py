@@ -107,7 +107,8 @@ _TABLE = (
     ),
     Task(
         "plausible_course", "course", ("progression",),
-        "A patient's earlier films are shown. Say what you expect; only then later films appear, and you rate how plausible that course is.",
+        "A patient's earlier films are shown. Say what you expect; only then later films appear, and you rate "
+        "how plausible that course is.",
         _asks(
             _choice(
                 "expectation", "What do you expect at the later films?",
