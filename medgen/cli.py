@@ -118,6 +118,13 @@ VERBS = {
         "power and sample size of a reader study, by simulation; says when a plan cannot support its claim",
         "medgen.study.plan:plan",
     ),
+    "study sample": Verb(
+        "sample everything that a study's protocol asks for, sharded and resumable", "medgen.study.sampling:sample"
+    ),
+    "study build": Verb(
+        "make a blinded pack for readers, its key outside: one page that opens from disk", "medgen.study.build:build"
+    ),
+    "study simulate": Verb("answers of simulated readers of known skill, to try a study out", "medgen.study.simulated:simulate"),
     "study analyze": Verb("analyse readers' answers with the key: one report", "medgen.study.analyze:analyze"),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
     "bench load": Verb("time the loader against uncached transforms", "medgen.bench.load:bench_load"),
