@@ -124,6 +124,9 @@ VERBS = {
     "study build": Verb(
         "make a blinded pack for readers, its key outside: one page that opens from disk", "medgen.study.build:build"
     ),
+    "study serve": Verb(
+        "the same page from a small server: readers log in by token, answers survive a kill", "medgen.study.serve:serve"
+    ),
     "study simulate": Verb("answers of simulated readers of known skill, to try a study out", "medgen.study.simulated:simulate"),
     "study analyze": Verb("analyse readers' answers with the key: one report", "medgen.study.analyze:analyze"),
     "bench train": Verb("time a training step against a plain loop", "medgen.bench.train:bench_train"),
