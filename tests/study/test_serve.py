@@ -16,11 +16,16 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from medgen.study.responses import COLUMNS, read_pack, read_responses
+from medgen.study.viewer import VERSION, render
 
 SERVE = "import tyro; from medgen.study.serve import serve; tyro.cli(serve)"
 READERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("STUDY_READERS", 20), ("STUDY_KILLS", 5)))
@@ -78,14 +83,15 @@ def once(study, *more):
 
 
 def reseal(study, change):
-    """Change the page's study as a builder would have written it, with right sums."""
+    """Change the page's study (or the whole page, if `change` returns one) as a builder would have written it, with right sums."""
     page = study.pack / "index.html"
     text = page.read_text()
     head, _, rest = text.partition('id="study">')
     data, _, tail = rest.partition("</script>")
     shown = json.loads(data)
-    change(shown)
-    page.write_text(f'{head}id="study">{json.dumps(shown)}</script><script id="viewer">"use strict"</script>{tail}')
+    page.write_text(
+        change(shown) or f'{head}id="study">{json.dumps(shown)}</script><script id="viewer">"use strict"</script>{tail}'
+    )
     files = sorted(path for path in study.pack.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(study.pack)}\n" for path in files]
     (study.pack / "SHA256SUMS").write_text("".join(lines))
@@ -451,3 +457,125 @@ def test_plain_http_beyond_this_machine_is_warned_of_and_tls_is_not(make_study, 
         link.startswith("https://127.0.0.1") and answer.status_code == 200 and "; secure" in answer.headers["set-cookie"].lower()
     )
     assert "WARNING" not in server.stop()
+
+
+def real_page(study):
+    """The pack with the shipped viewer and pictures: r1 rates how plausible courses are, and tells real films from synthetic ones."""
+    (study.pack / "media").mkdir()
+    rng = np.random.default_rng(0)
+
+    def picture(name):
+        Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(study.pack / "media" / f"{name}.png")
+        return {"file": f"media/{name}.png", "kind": "image", "width": 64, "height": 64}
+
+    def change(shown):
+        shown |= {"version": VERSION, "instructions": "Read.", "washout_days": 0}
+        for name, item in shown["items"].items():
+            item |= {"feedback": None, "media": [picture(name)]}
+            if item["task"] == "plausible_course":
+                item["media"].append(picture(f"{name}_later") | {"reveal": True})
+        for entry in shown["readers"].values():
+            entry |= {"order": list(shown["items"]), "sessions": [len(shown["items"])]}
+        return render(shown)
+
+    reseal(study, change)
+    return study
+
+
+@pytest.fixture
+def web_mail():
+    """A page of another site, with one link; returns a function that makes its address."""
+    links = []
+
+    class Mail(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(f'<a href="{links[-1]}">your study</a>'.encode())
+
+        def log_message(self, *_):
+            pass
+
+    site = ThreadingHTTPServer(("127.0.0.1", 0), Mail)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    yield lambda link: links.append(link) or f"http://localhost:{site.server_port}/"
+    site.shutdown()
+
+
+class Browser:
+    """Chromium on one profile, with one page; `keys` presses each key when the page can take it."""
+
+    def __init__(self, playwright, folder):
+        self.requests, self.faults = [], []
+        self.context = playwright.chromium.launch_persistent_context(
+            folder / "profile", executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        self.context.set_default_timeout(60_000)
+        self.page = self.context.pages[0]
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+
+    def sees(self, text):
+        self.page.get_by_text(text).first.wait_for()
+
+    def keys(self, *keys):
+        for key in keys:
+            self.page.locator("#screen .primary:visible, #questions:not([inert]):visible").first.wait_for()
+            self.page.keyboard.press(key)
+
+    def course(self, expectation, rating):
+        self.keys(expectation, "Enter")
+        self.sees("recorded, before what came next was shown")
+        self.keys(rating, "Enter")
+
+
+def stored(server):
+    with contextlib.closing(sqlite3.connect(server.database)) as db:
+        return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+
+
+def test_a_reader_in_a_real_browser_goes_on_after_the_server_was_killed(make_study, serve, web_mail):
+    """From a link in a web mail to the last case by keys alone; the server is killed on the way, then the browser is closed."""
+    study = make_study(task="plausible_course", cases=3, repeats=0)
+    study.add_section("2", "real_or_synthetic", 4)
+    server = serve(real_page(study.build()))
+    with sync_playwright() as playwright:
+        reader = Browser(playwright, study.folder)
+        reader.page.goto(web_mail(server.links["r1"]))
+        reader.page.get_by_text("your study").click()
+        reader.sees("Instructions")
+        assert reader.page.url == server.url + "/"
+        reader.keys("Enter", "Enter")
+        reader.course("1", "4")
+        reader.keys("2")
+        server.kill()
+        reader.keys("Enter")
+        reader.sees("The server cannot be reached. Nothing is lost")
+        reader.page.screenshot(path=study.folder / "killed.png")
+        assert stored(server) == 2
+        server.start()
+        reader.sees("recorded, before what came next was shown")
+        assert stored(server) == 3
+        reader.context.close()
+
+        again = Browser(playwright, study.folder)
+        again.page.goto(server.url)
+        again.keys("5", "Enter")
+        again.course("1", "1")
+        again.keys("Enter")
+        for answer in "1221":
+            again.keys(answer, "Enter")
+        again.sees("All answers are with the organiser")
+        again.page.goto(server.links["organiser"])
+        again.sees("7 of 7")
+        again.page.screenshot(path=study.folder / "progress.png", full_page=True)
+        again.context.close()
+    assert reader.faults == again.faults == []
+    asked = [url for url in reader.requests + again.requests if not url.startswith((server.url, "http://localhost"))]
+    assert asked == []
+    assert [(r["question"], r["answer"]) for r in csv_of(server)] == [
+        *(("expectation", "better"), ("plausible", "4"), ("expectation", "worse"), ("plausible", "5")),
+        *(("expectation", "better"), ("plausible", "1")),
+        *(("origin", answer) for answer in ("real", "synthetic", "synthetic", "real")),
+    ]
