@@ -102,12 +102,15 @@ def confidence_plot(found: Detecting) -> str:
     figure, axes = _axes(3.9, 3.5)
     for name, colour, label in (("signal", SIGNAL, f"truly “{found.signal}”"), ("noise", NOISE, "the others")):
         counts, edges = found.confidences[name]
-        shares = counts / max(counts.sum(), 1)
-        axes.step(edges, np.append(shares, shares[-1]), where="post", color=colour, linewidth=1.6, label=label)
-        axes.fill_between(edges, np.append(shares, shares[-1]), step="post", color=colour, alpha=0.15, linewidth=0)
+        levels = (edges[1:] + edges[:-1]) / 2
+        used = (levels != 0) | (counts > 0)  # nobody is sure at level 0 on a scale that begins at 1
+        places, shares = np.arange(used.sum()), counts[used] / max(counts.sum(), 1)
+        axes.bar(places, shares, width=0.9, color=colour, alpha=0.35, label=label)
+        axes.set_xticks(places, [f"{abs(level):g}" for level in levels[used]])
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_xlabel(f"← sure not        sure “{found.signal}” →", fontsize=9, color=INK)
     axes.set_yticks([])
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left")
+    axes.legend(frameon=False, fontsize=8.5, loc="upper center", ncols=2)
     axes.set_title("Confidence, all readers", fontsize=9, color=INK, loc="left")
     return svg(figure, "Histogram of confidence for both kinds of case")
 

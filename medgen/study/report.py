@@ -72,7 +72,7 @@ def _kind(section: Section) -> str:
 
 
 def percent(value: Estimate | Mean | float | None, digits: int = 0) -> str:
-    """ "70 % (62–78)"; a dash where nothing was measured."""
+    """ "70 % (62–78)"; a dash where nothing was measured. A t interval of a share is cut at 0 and 100 %."""
     one = value.interval() if isinstance(value, Mean) else value
     if one is None or (isinstance(one, float) and not math.isfinite(one)):
         return "–"
@@ -81,7 +81,9 @@ def percent(value: Estimate | Mean | float | None, digits: int = 0) -> str:
     if not math.isfinite(one.value):
         return "–"
     middle = f"{100 * one.value:.{digits}f} %"
-    return middle if not math.isfinite(one.low) else f"{middle} ({100 * one.low:.{digits}f}–{100 * one.high:.{digits}f})"
+    if not math.isfinite(one.low):
+        return middle
+    return f"{middle} ({100 * max(one.low, 0):.{digits}f}–{100 * min(one.high, 1):.{digits}f})"
 
 
 def estimate(value: Estimate | Mean | float | None, digits: int = 2) -> str:
@@ -175,7 +177,8 @@ def conclusions(section: Section) -> list[Conclusion]:
                 )
             )
         return said + _trend_words(found.trend.change, found.trend.p_value, "Ratings", "points of the scale's range")
-    return [_score_words(name, scoring) for name, scoring in found.items()]
+    told = [f"answered “{option}”" for option in ("present", "absent")]  # that depends on what the texts say
+    return [_score_words(name, scoring) for name, scoring in found.items() if name not in told]
 
 
 def _comparison(name: str, mean: Mean) -> Conclusion:
