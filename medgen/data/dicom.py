@@ -6,24 +6,30 @@ interpretation. Writing makes a DX Image For Presentation (PS3.3 A.26) that `dci
 
 from __future__ import annotations
 
-import os
-import uuid
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels import apply_modality_lut, apply_voi
-from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation
 
-from medgen import __version__
+from medgen.data.dicom_marks import Origin, Place, code, encoded, synthetic
+from medgen.data.disk_cache import write_atomically
 
 MAX_PIXELS = 200_000_000  # no radiograph is near; a header that says more is broken or hostile
-_NAMESPACE = uuid.UUID("4d4c8f5e-6f0e-5c6b-9a53-6d656467656e")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+View = Literal["PA", "AP"]
+_FIELD_MM = 350.0  # of a chest film, where its pixel size is not known
+_VIEW_CODES: dict[View | None, tuple[str, str, str]] = {  # PS3.16 CID 4010
+    "PA": ("272479007", "SCT", "postero-anterior"),
+    "AP": ("399348003", "SCT", "antero-posterior"),
+    None: ("399033003", "SCT", "frontal"),
+}
 
 
 class DicomError(ValueError):
@@ -58,6 +64,12 @@ def read_dicom(path: str | Path) -> tuple[NDArray[np.float32], FileDataset]:
         shown = 1.0 - shown
     shown[padding] = 0.0
     return shown.astype(np.float32), dataset
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file carries DICOM's mark after its 128-byte preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def open_dicom(path: Path, stop_before_pixels: bool = False) -> FileDataset:
@@ -142,25 +154,9 @@ def _window(dataset: Dataset) -> tuple[float, float, str] | None:
     return (first[0], first[1], function) if valid else None
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What a synthetic image comes from: the part of its header and all of its UIDs that say so."""
-
-    model: str
-    model_hash: str
-    seed: int
-    study_id: str
-    record_id: str
-
-    def uid(self, *kind: str) -> UID:
-        """A UUID-derived UID (PS3.5 B.2): the same for the same origin, and no registered root needed."""
-        name = "\x1f".join((self.model, self.model_hash, str(self.seed), *kind))
-        return UID(f"2.25.{uuid.uuid5(_NAMESPACE, name).int}")
-
-
 def write_dx(
     path: str | Path,
-    image: NDArray[np.uint16],
+    image: NDArray[np.uint8] | NDArray[np.uint16],
     *,
     patient_id: str,
     study_id: str,
@@ -168,104 +164,67 @@ def write_dx(
     model: str,
     seed: int,
     model_hash: str = "unknown",
-    view: Literal["PA", "AP"] = "PA",
+    view: View | None = "PA",
     age: float | None = None,
     sex: Literal["F", "M"] | None = None,
     pixel_spacing_mm: float | None = None,
     description: str = "",
 ) -> Path:
-    """Write `image` `[H, W]` uint16 (0 black, full range) as a DX Image For Presentation marked synthetic.
+    """Write `image` `[H, W]` uint16 or uint8 (0 black, full range) as a DX Image For Presentation marked synthetic.
 
     `model` is the generator's name, `model_hash` that of its weights or code. UIDs and bytes follow from the arguments alone;
     equal `study_id` under the same model and seed is one DICOM study. The patient's right is at the image's left, as in every
     medgen image. `pixel_spacing_mm` is the spacing at the detector; unknown, a 350 mm field is assumed, because the attribute is
-    required. `description` (free text, e.g. the prompt) goes to Image Comments. Raises `DicomError` for other pixels.
+    required, and Image Comments say so. `description` (free text, e.g. the prompt) goes there too. Raises `DicomError` for other
+    pixels.
     """
     path = Path(path)
-    if image.dtype != np.uint16 or image.ndim != 2:
-        raise DicomError(f"{path}: write_dx needs [H, W] uint16, not {list(image.shape)} {image.dtype}")
-    origin = _Origin(model, model_hash, seed, study_id, record_id)
-    dataset = Dataset()
-    _patient_and_study(dataset, origin, patient_id, age, sex)
-    _series_and_equipment(dataset, origin, view)
-    _image_module(dataset, origin, view, description)
-    _pixels(dataset, image, pixel_spacing_mm)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(f"2.25.{_NAMESPACE.int}")
-    meta.ImplementationVersionName = "MEDGEN"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = FileDataset(str(path), dataset, preamble=b"\0" * 128, file_meta=meta)
+    place = Place(
+        patient_id, study_id, f"{study_id}\x1f{view}", record_id, age=age, sex=sex, comments=description,
+        study_description="Synthetic chest radiograph", series_description=f"Synthetic {view or 'frontal'} chest",
+    )  # fmt: skip
     try:
-        file.save_as(temporary, enforce_file_format=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        content = encoded(dx_dataset(image, Origin(model, model_hash, seed), place, view, pixel_spacing_mm))
+    except DicomError as error:
+        raise DicomError(f"{path}: {error}") from None
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 
-def _patient_and_study(dataset: Dataset, origin: _Origin, patient_id: str, age: float | None, sex: str | None) -> None:
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.PatientName = f"SYNTHETIC^{patient_id[:50]}"
-    dataset.PatientID = patient_id if patient_id.upper().startswith("SYN") else f"SYN-{patient_id}"
-    dataset.PatientBirthDate, dataset.PatientSex = "", sex or ""
-    dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "Synthetic image: no patient exists"
-    if age is not None:
-        dataset.PatientAge = f"{int(age):03d}Y"
-    dataset.StudyInstanceUID = origin.uid("study", origin.study_id)
-    dataset.StudyDate = dataset.StudyTime = dataset.ReferringPhysicianName = dataset.StudyID = dataset.AccessionNumber = ""
-    dataset.StudyDescription = "Synthetic chest radiograph"
-
-
-def _series_and_equipment(dataset: Dataset, origin: _Origin, view: str) -> None:
-    dataset.Modality, dataset.PresentationIntentType = "DX", "FOR PRESENTATION"
-    dataset.SeriesInstanceUID = origin.uid("series", origin.study_id, view)
-    dataset.SeriesNumber, dataset.SeriesDescription = 1, f"Synthetic {view} chest"
-    dataset.Manufacturer, dataset.ManufacturerModelName = "medgen", origin.model[:64]
-    dataset.DeviceSerialNumber, dataset.SoftwareVersions = origin.model_hash[:64], f"medgen {__version__}"
-    equipment = Dataset()
-    equipment.Manufacturer, equipment.ManufacturerModelName = "medgen", origin.model[:64]
-    equipment.SoftwareVersions = dataset.SoftwareVersions
-    equipment.ContributionDescription = "Generated the image"
-    equipment.PurposeOfReferenceCodeSequence = [_code("109102", "DCM", "Processing Equipment")]
-    dataset.ContributingEquipmentSequence = [equipment]
-
-
-def _image_module(dataset: Dataset, origin: _Origin, view: str, description: str) -> None:
-    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, origin.uid("instance", origin.record_id)
-    dataset.SyntheticData = "YES"  # (0008,001C), PS3.3 C.12.1
-    dataset.ImageType = ["DERIVED", "PRIMARY"]
-    dataset.DerivationDescription = f"Synthetic image: model {origin.model}, hash {origin.model_hash}, seed {origin.seed}"[:1024]
-    dataset.InstanceNumber, dataset.ContentDate, dataset.ContentTime = 1, "", ""
-    dataset.AcquisitionDate = dataset.AcquisitionTime = ""
-    dataset.ImageComments = f"SYNTHETIC. {description}".strip()[:10240]
-    dataset.BurnedInAnnotation, dataset.LossyImageCompression = "NO", "00"
+def dx_dataset(
+    image: NDArray[Any], origin: Origin, place: Place, view: View | None = "PA", pixel_spacing_mm: float | None = None
+) -> Dataset:
+    """The data set of a synthetic film; see `write_dx`. `view` None: frontal, and not known which."""
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 2:
+        raise DicomError(f"a DX image needs [H, W] uint16 or uint8, not {list(image.shape)} {image.dtype}")
+    assumed = (
+        "" if pixel_spacing_mm is not None else f" Pixel size not known: a field of {_FIELD_MM:g} mm is assumed, do not measure."
+    )
+    place = replace(place, comments=place.comments + assumed)
+    dataset = synthetic(DigitalXRayImageStorageForPresentation, "DX", origin, place, ("DERIVED", "PRIMARY"))
+    dataset.PresentationIntentType = "FOR PRESENTATION"
     dataset.PatientOrientation = ["L", "F"]
-    dataset.ImageLaterality, dataset.BodyPartExamined, dataset.ViewPosition = "U", "CHEST", view
-    dataset.AnatomicRegionSequence = [_code("51185008", "SCT", "Chest")]
-    view_code = _code("399348003", "SCT", "antero-posterior") if view == "AP" else _code("272479007", "SCT", "postero-anterior")
-    view_code.ViewModifierCodeSequence = []
-    dataset.ViewCodeSequence = [view_code]
+    dataset.ImageLaterality, dataset.BodyPartExamined = "U", "CHEST"
+    dataset.AnatomicRegionSequence = [code("51185008", "SCT", "Chest")]
+    if view is not None:
+        dataset.ViewPosition = view
+    dataset.ViewCodeSequence = [code(*_VIEW_CODES[view])]
+    dataset.ViewCodeSequence[0].ViewModifierCodeSequence = []
     dataset.AcquisitionContextSequence = []
     dataset.PositionerType = dataset.DetectorType = ""
+    _pixels(dataset, image, pixel_spacing_mm or round(_FIELD_MM / max(image.shape), 6))
+    return dataset
 
 
-def _pixels(dataset: Dataset, image: NDArray[np.uint16], spacing_mm: float | None) -> None:
+def _pixels(dataset: Dataset, image: NDArray[Any], spacing_mm: float) -> None:
+    bits = 8 * image.dtype.itemsize
     dataset.Rows, dataset.Columns = image.shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    spacing = spacing_mm if spacing_mm is not None else round(350.0 / max(image.shape), 6)
-    dataset.ImagerPixelSpacing = [f"{spacing:.6g}"] * 2
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits, bits - 1, 0
+    dataset.ImagerPixelSpacing = [f"{spacing_mm:.6g}"] * 2
     dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
     dataset.PresentationLUTShape = "IDENTITY"
-    dataset.WindowCenter, dataset.WindowWidth, dataset.WindowCenterWidthExplanation = 32768, 65536, "FULL"
-    dataset.PixelData = image.astype("<u2").tobytes()
-
-
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
-    return item
+    dataset.WindowCenter, dataset.WindowWidth, dataset.WindowCenterWidthExplanation = 2 ** (bits - 1), 2**bits, "FULL"
+    content = image.astype(image.dtype.newbyteorder("<")).tobytes()
+    dataset.add_new("PixelData", "OW" if bits > 8 else "OB", content + b"\0" * (len(content) % 2))

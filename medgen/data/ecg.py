@@ -12,13 +12,14 @@ from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from medgen.config import Config
 from medgen.data.ecg_beats import find_r_peaks, find_t_ends
-from medgen.data.ecg_files import read_ecg, write_wfdb
+from medgen.data.ecg_files import SIMULATED, read_ecg, write_wfdb
 from medgen.data.ecg_leads import ECG, LEADS, LIMB, ECGError, cut, derive_limb_leads, lead_name
 from medgen.data.ecg_quality import constant_stretches, find_unit, judge_lead
 
 __all__ = [
     "ECG",
     "LEADS",
+    "SIMULATED",
     "ECGError",
     "ECGPreparation",
     "PreparedECG",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medgen.data.ecg_leads import ECG, ECGError, lead_name
 
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "v": 1e3, "nv": 1e-6}  # of one unit, as WFDB and DICOM (UCUM) spell it, in lower case
+SIMULATED = "SYNTHETIC: simulated recording of a digital patient, of no person"
 _MAX_SAMPLES = 200_000_000  # all leads together; a header that says more is broken or hostile
 # The last number of SCP-ECG's and IEEE 11073's (MDC) lead codes, as DICOM's context group 3001 lists them.
 _LEAD_CODES = {
@@ -42,9 +43,10 @@ def read_ecg(path: str | Path, names: Mapping[str, str] | None = None) -> ECG:
     return _read_dicom(path, names or {})
 
 
-def write_wfdb(ecg: ECG, path: str | Path) -> Path:
+def write_wfdb(ecg: ECG, path: str | Path, comments: Sequence[str] = ()) -> Path:
     """Write `ecg` as a WFDB record (`path`.hea and `path`.dat, 16 bit, 1 µV steps or coarser if it is larger than 32 mV).
 
+    `comments` are lines of the header; a simulated or generated recording must say so there (`SIMULATED`): only such are released.
     Returns the header's path. The record's own clock begins with its first sample: `ecg.start` is not stored. Raises `ECGError`
     for a name that WFDB does not allow.
     """
@@ -67,6 +69,7 @@ def write_wfdb(ecg: ECG, path: str | Path) -> Path:
         fmt=["16"] * count,
         adc_gain=[gain] * count,
         baseline=[0] * count,
+        comments=list(comments),
         write_dir=str(stem.parent),
     )
     return stem.with_name(stem.name + ".hea")

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from medgen.config import Config
-from medgen.data.dicom import DicomError, read_dicom
+from medgen.data.dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -96,12 +95,6 @@ def read_grey(path: str | Path, size_hint: int | None = None) -> NDArray[np.floa
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{path} cannot be decoded as an image (damaged, cut off or another format): {error}") from error
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file carries DICOM's mark after its 128-byte preamble."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _grey(image: Image.Image, path: Path) -> NDArray[np.float32]:

@@ -19,8 +19,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from medgen.data.dicom import DicomError
-from medgen.data.images import DICOM_SUFFIXES, is_dicom
+from medgen.data.dicom import DICOM_SUFFIXES, DicomError, is_dicom
 
 MAX_BYTES = 2**31  # of decoded grey frames; a header that promises more is broken or hostile
 _CONTAINERS = {".avi": "avi", ".mp4": "mp4", ".mkv": "matroska"}

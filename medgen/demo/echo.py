@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medgen.data.ecg import write_wfdb
+from medgen.data.ecg import SIMULATED, write_wfdb
 from medgen.data.video import read_video
 from medgen.demo.page import video, volume_chart
 from medgen.demo.session import Session, read_lines
@@ -88,7 +88,7 @@ def write_cases(folder: Path, most: int) -> list[dict[str, Any]]:
             if r > _EARLIEST and truth.kinds[i] != "pvc" and truth.kinds[i + wanted] == change.rhythm
         )
         if change.with_ecg:
-            write_wfdb(ecg, folder / "ecg" / name)
+            write_wfdb(ecg, folder / "ecg" / name, [SIMULATED])
         line = {"case_id": name, "seed": 7, "first_frame": "first_frame.png", "view": "A4C", "title": change.title}
         line |= {"ecg": f"ecg/{name}", "ecg_start": round(start, 3)} if change.with_ecg else {}
         line |= {"ejection_fraction": change.ejection_fraction, "num_frames": change.frames, "words": change.words}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medgen.data.ecg import ECG, write_wfdb
+from medgen.data.ecg import ECG, SIMULATED, write_wfdb
 from medgen.data.echo_records import EchoRecord
 from medgen.data.video import write_video
 from medgen.digital.ecg import simulate_ecg
@@ -118,7 +118,7 @@ def write_echo(folder: Path, echo: Echo, record_id: str | None = None) -> EchoRe
     record_id = record_id or f"{heart.patient_id}-{echo.window.view.lower()}"
     fps = 1 / float(times[1] - times[0])
     write_video(folder / f"videos/{record_id}.avi", (echo.clip.frames * 255).round().astype(np.uint8), fps)
-    write_wfdb(echo.ecg, folder / f"ecg/{record_id}")
+    write_wfdb(echo.ecg, folder / f"ecg/{record_id}", [SIMULATED])
     np.savez_compressed(folder / f"annotations/{record_id}.npz", **frame_truth(echo))
     return EchoRecord(
         record_id=record_id,

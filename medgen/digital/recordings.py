@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medgen.data.ecg import write_wfdb
+from medgen.data.ecg import SIMULATED, write_wfdb
 from medgen.data.ecg_records import ECGRecord
 from medgen.data.ppg import write_ppg
 from medgen.digital.ecg import simulate_ecg
@@ -53,7 +53,7 @@ def _write(out: Path, seed: int, seconds: float, rate: float, index: int) -> lis
     ecg, truth = simulate_ecg(rhythm, patient, rate=rate, start=0.0, end=seconds)
     ppg, feet = simulate_ppg(rhythm, patient, PPG_RATE, 0.0, seconds)
     patient_id = f"rec{seed}-{index:06d}"
-    write_wfdb(ecg, out / f"ecg/{patient_id}")
+    write_wfdb(ecg, out / f"ecg/{patient_id}", [SIMULATED])
     write_ppg(ppg, PPG_RATE, out / f"ppg/{patient_id}")
     facts = {
         "rhythm": kind,

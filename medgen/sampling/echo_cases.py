@@ -22,10 +22,10 @@ from medgen.data.echo_records import ECHO_VIEWS
 from medgen.data.images import to_square
 from medgen.data.video import VideoError, load_video
 from medgen.pipelines.echo_inputs import heard
+from medgen.sampling.case_files import find_file
 from medgen.sampling.cases import Case, CaseError, Conditions, Text
 from medgen.sampling.echo_pictures import Strip
 
-EXAMPLES = Path(__file__).resolve().parent / "example_ecgs"
 _REPORTED = 2.0  # s on each side of a clip whose beats the metadata list
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
@@ -99,33 +99,6 @@ class Inputs:
             "t_ends": [None if np.isnan(second) else round(float(second), 4) for second in self.t_ends],
             **{f"{name}_sha256": digest for name, digest in self.sha256.items()},
         }
-
-
-def example_ecgs() -> list[str]:
-    """Names of the digital patients' ECGs that come with medgen."""
-    return sorted(path.stem for path in EXAMPLES.glob("*.hea"))
-
-
-def find_file(text: str, root: Path | None) -> Path:
-    """The file that a case names: a shipped example, or a path; below `root` unless that is None (then any path is the user's own).
-
-    A WFDB record goes by its stem, its .hea or its .dat. Raises `CaseError` for a path that leaves `root`, or leads nowhere.
-    """
-    if text in example_ecgs():
-        return EXAMPLES / text
-    path = Path(text) if root is None else root / text
-    if path.suffix == ".dat":
-        path = path.with_suffix(".hea")
-    elif not path.is_file():
-        path = Path(f"{path}.hea")
-    # A link out of the folder leads out of it too, and a record is two files.
-    parts = (path, path.with_suffix(".dat"))
-    if root is not None and (Path(text).is_absolute() or not all(p.resolve().is_relative_to(root.resolve()) for p in parts)):
-        raise CaseError(f"{text!r} leads out of {root}; the files of a cases file lie below its folder (or below --root)")
-    if not path.is_file():
-        hint = f"; shipped examples: {', '.join(example_ecgs())}" if root is None and "/" not in text else ""
-        raise CaseError(f"there is no file {text}{hint}")
-    return path
 
 
 def inspect(case: EchoCase, root: Path | None, own: VideoPreprocessing, preparation: ECGPreparation) -> Inputs:

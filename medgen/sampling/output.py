@@ -6,6 +6,7 @@ When the last trajectory is there, the shard that sees it merges the parts, in t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -70,10 +71,14 @@ class OutputFolder:
         return {name: line for name, line in lines.items() if all((self.path / file).is_file() for file in _promised(line))}
 
     def write(self, files: Mapping[str, bytes], line: Mapping[str, Any]) -> None:
-        """Write one trajectory's files (name -> content), then its metadata line; each is on disk when this returns."""
+        """Write one trajectory's files (name -> content), then its metadata line; each is on disk when this returns.
+
+        The line gains `sha256`, by file name: what is exported or shown to readers later can be known to be what was sampled.
+        """
         for name, content in files.items():
             self._write_whole(name, content)
-        self._append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        digests = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+        self._append(json.dumps({**line, "sha256": digests}, ensure_ascii=False).encode() + b"\n")
 
     def merge(self, names: Sequence[str], summary: Callable[[list[dict[str, Any]]], Mapping[str, bytes]]) -> bool:
         """If every file of `names` is there, write `metadata.jsonl` in that order and `summary`'s files; else return False."""

@@ -22,11 +22,16 @@ def quantise(frame: np.ndarray, bit_depth: BitDepth) -> np.ndarray:
 
 def png_bytes(frame: np.ndarray, bit_depth: BitDepth, notes: Mapping[str, str]) -> bytes:
     """A grey PNG of `frame` [H,W] in [0,1], with `notes` as text chunks. The bytes depend on the arguments only (no date)."""
+    return stored_png(quantise(frame, bit_depth), notes)
+
+
+def stored_png(values: np.ndarray, notes: Mapping[str, str]) -> bytes:
+    """The same of `values` [H,W] uint8 or uint16, as they are."""
     text = PngImagePlugin.PngInfo()
     for key, value in notes.items():
         text.add_itxt(key, value)
     stream = io.BytesIO()
-    Image.fromarray(quantise(frame, bit_depth)).save(stream, "PNG", pnginfo=text)
+    Image.fromarray(values).save(stream, "PNG", pnginfo=text)
     return stream.getvalue()
 
 

@@ -21,7 +21,19 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _SETTINGS = ("model", "model_sha256", "num_inference_steps", "guidance_scale", "scheduler", "medgen", "diffusers", "torch")
 # What only the sampler may say about a result: a case with such a field is refused.
 RESERVED = frozenset(
-    {*_SETTINGS, "file_name", "files", "trajectory", "noise_seed", "synthetic", "dtype", "device", "threads", "batch_size"}
+    {
+        *_SETTINGS,
+        "file_name",
+        "files",
+        "sha256",
+        "trajectory",
+        "noise_seed",
+        "synthetic",
+        "dtype",
+        "device",
+        "threads",
+        "batch_size",
+    }
 )
 
 

@@ -20,9 +20,10 @@ from PIL import Image
 
 from medgen.data.ecg import ECG, cut, read_ecg, write_wfdb
 from medgen.data.video import read_video, write_video
+from medgen.sampling.case_files import EXAMPLES, example_ecgs
 from medgen.sampling.cases import Case, CaseError
 from medgen.sampling.ecg_to_echo import sample
-from medgen.sampling.echo_cases import EXAMPLES, EchoAsked, beat_frames, example_ecgs
+from medgen.sampling.echo_cases import EchoAsked, beat_frames
 from medgen.sampling.output import OutputError
 from medgen.sampling.sampler import SamplingError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def test_a_line_cut_by_a_kill_is_dropped_and_its_image_asked_for_again(tmp_path:
     again = claimed(tmp_path)
     assert list(again.finished()) == NAMES[:1]
     again.write({NAMES[1]: b"pixels"}, line(NAMES[1]))
-    assert list(again.finished()) == NAMES[:2] and again.finished()[NAMES[1]] == line(NAMES[1])
+    digest = hashlib.sha256(b"pixels").hexdigest()
+    assert list(again.finished()) == NAMES[:2] and again.finished()[NAMES[1]] == {**line(NAMES[1]), "sha256": {NAMES[1]: digest}}
 
 
 def test_shards_of_any_number_merge_in_the_order_asked(tmp_path: Path) -> None:

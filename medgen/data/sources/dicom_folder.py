@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from medgen.data.dicom import DicomError, read_header
-from medgen.data.images import DICOM_SUFFIXES, is_dicom
+from medgen.data.dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_header
 from medgen.data.records import CXRRecord
 from medgen.data.report_labels import label_text
 from medgen.data.report_text import sections

@@ -16,10 +16,9 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from medgen.data.dicom import DicomError, read_header
+from medgen.data.dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_header
 from medgen.data.echo_join import clock_of
 from medgen.data.echo_records import EchoRecord, EchoView, Pairing
-from medgen.data.images import DICOM_SUFFIXES, is_dicom
 from medgen.data.records import Split
 from medgen.data.sources.base import (
     Quarantined,
