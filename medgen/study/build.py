@@ -40,6 +40,13 @@ class Built:
     items: int
     sha256: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.items} items in {self.pack} (sha256 {self.sha256[:12]}…); readers open {self.pack / 'index.html'}\n"
+            f"{self.key} is the answer key: keep it from the readers\n"
+            f"next: medgen study serve --pack {self.pack}, or give readers the folder; then medgen study analyze"
+        )
+
 
 def build(protocol: Path, out: Path, generated: Path | None = None, reference: Path | None = None) -> Built:
     """Build a blinded reader-study pack, and beside it the answer key that readers must never get.

@@ -92,20 +92,23 @@ class _Drawing:
         if training:
             self.reserved.add(candidate.future[-1].path)
 
-    def ranked(self, candidates: Sequence[Candidate], *what: object) -> list[Candidate]:
-        """Those not used in training, the least shown first, in seeded order."""
+    def ranked(self, candidates: Sequence[Candidate], section: str, *what: object) -> list[Candidate]:
+        """Those not used in training, the least shown first, in seeded order; what was sampled for another section last."""
         free = [c for c in candidates if c.future[-1].path not in self.reserved]
-        order = self.rng(*what).permutation(len(free))
-        return sorted((free[i] for i in order), key=self.worn)
+        order = self.rng(section, *what).permutation(len(free))
+        return sorted((free[i] for i in order), key=lambda c: (c.section not in (None, section), self.worn(c)))
 
-    def take(self, candidates: Sequence[Candidate], count: int, *what: object) -> list[Candidate]:
+    def take(self, candidates: Sequence[Candidate], count: int, section: str, *what: object) -> list[Candidate]:
         """Up to `count`, no patient twice as long as there are others."""
-        left, taken = self.ranked(candidates, *what), list[Candidate]()
+        left, taken, seen = self.ranked(candidates, section, *what), list[Candidate](), Counter[str]()
+
+        def shown(candidate: Candidate) -> tuple[bool, int]:
+            return candidate.section not in (None, section), seen[candidate.patient] + self.worn(candidate)
+
         while left and len(taken) < count:
-            seen, rest = Counter(c.patient for c in taken), list[Candidate]()
-            level = min(seen[c.patient] + self.worn(c) for c in left)
+            least, rest = min(map(shown, left)), list[Candidate]()
             for candidate in left:
-                if len(taken) < count and seen[candidate.patient] + self.worn(candidate) == level:
+                if len(taken) < count and shown(candidate) == least:
                     taken.append(candidate)
                     seen[candidate.patient] += 1
                 else:
@@ -152,15 +155,15 @@ def _cases(
     for pool, count in zip(pools, counts, strict=True):
         name = pool.arm.name
         usable = [c for c in eligible[name] if c.future[-1].path not in shown and (common is None or c.patient in common)]
-        what = (section.name, "training" if training else "cases", "pair" if section.paired else name)
+        what = ("training" if training else "cases", "pair" if section.paired else name)
         if name in quotas:
             found = [
                 c
                 for v, n in quotas[name].items()
-                for c in drawn.take([c for c in usable if c.value(str(section.balance)) == v], n, *what, v)
+                for c in drawn.take([c for c in usable if c.value(str(section.balance)) == v], n, section.name, *what, v)
             ]
         else:
-            found = drawn.take(usable, count, *what)
+            found = drawn.take(usable, count, section.name, *what)
         if common is not None:  # later arms show the same patients as the first
             common = {c.patient for c in found} if name == pools[0].arm.name else common
         if len(found) < count:
@@ -192,7 +195,8 @@ def _quotas(
 ) -> dict[str, dict[str, int]]:
     """How many of each value of the balanced field every arm shows: the same in all of them, as even as they allow."""
     there = {
-        pool.arm.name: Counter(c.value(str(section.balance)) for c in drawn.ranked(eligible[pool.arm.name])) for pool in pools
+        pool.arm.name: Counter(c.value(str(section.balance)) for c in drawn.ranked(eligible[pool.arm.name], section.name))
+        for pool in pools
     }
     values = sorted({value for counter in there.values() for value in counter} - {"unknown"})
     caps = {value: min(counter[value] for counter in there.values()) for value in values}

@@ -16,7 +16,7 @@ from typing import Any
 from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, Manifest, Record, is_below, manifest_kind, read_manifest
 from medgen.data.report_labels import label_text
-from medgen.data.report_text import PromptConfig, ReportError, report_to_prompt
+from medgen.data.report_text import ReportError, report_to_prompt
 from medgen.data.visit_records import VisitSeries
 from medgen.study.protocol import Arm, Protocol, ProtocolError, find_generated, find_manifest
 from medgen.study.tasks import Kind
@@ -45,7 +45,7 @@ class Ecg:
 class Candidate:
     """One case that an arm can show. `past` and `future` are visits in order; for single pictures and clips `future` is that one.
 
-    `facts` are what arms can be balanced by; `text` is what the image was made from, or its report.
+    `facts` are what arms can be balanced by; `text` is what the image was made from, or its report. `section`: the one it was sampled for.
     """
 
     arm: str
@@ -62,6 +62,7 @@ class Candidate:
     ecg: Ecg | None = None
     fps: float | None = None
     time_unit: str = "days"
+    section: str | None = None
 
     @property
     def name(self) -> str:
@@ -182,9 +183,9 @@ def _facts(record: Any) -> dict[str, str]:
 
 
 def _text(record: CXRRecord) -> str:
-    """The report as a prompt would be made of it, so that both arms' texts read alike."""
+    """The report as `medgen study sample` makes a prompt of it, so that both arms' texts read alike."""
     try:
-        return report_to_prompt(record.findings, record.impression, config=PromptConfig(max_tokens=128))
+        return report_to_prompt(record.findings, record.impression)
     except ReportError:
         return ""
 
@@ -213,7 +214,8 @@ def _sampled(arm: Arm, kind: Kind, folder: Path, patients: Manifest[Any] | None)
         known |= {key: line[key] for key in ("sex", "view") if line.get(key)}
         candidate = Candidate(
             arm.name, arm.source, case, patient, () if record is None else (record.record_id,), (), seed=line.get("seed"),
-            text=str(line.get("prompt", "")), facts={k: str(v) for k, v in known.items() if k in ("sex", "view")},
+            text=str(line.get("prompt", "")), section=line.get("section"),
+            facts={k: str(v) for k, v in known.items() if k in ("sex", "view")},
         )  # fmt: skip
         if kind == "progression":
             yield _future(candidate, line, folder, patients, where)

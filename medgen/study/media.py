@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medgen.data.video import load_video
 from medgen.study.material import Ecg
 from medgen.study.protocol import Media, ProtocolError
 
@@ -102,6 +101,8 @@ def _side(source: Source, media: Media) -> int:
 
 
 def _clip_shape(where: str, sources: Mapping[str, Sequence[Source]], media: Media) -> Shape:
+    from medgen.data.video import load_video
+
     clips = {source: load_video(source.path, source.fps) for listed in sources.values() for source in listed}
     pick = max if media.fit == "pad" else min
     sides = {arm: {pick(clips[source].frames.shape[1:]) for source in listed} for arm, listed in sources.items()}
@@ -148,6 +149,7 @@ def stack(source: Source, shape: Shape, media: Media) -> Bytes8:
 
 def clip(source: Source, shape: Shape, media: Media) -> Bytes8:
     """`[frames, H, W, 3]` of a clip at the section's rate, with its ECG below if the section shows one."""
+    from medgen.data.video import load_video
     from medgen.sampling.echo_pictures import Strip, film
 
     video = load_video(source.path, source.fps)
