@@ -23,14 +23,15 @@ SCRIPTS = ("store.js", "picture.js", "stage.js", "tools.js", "questions.js", "sc
 
 
 def render(study: Mapping[str, Any]) -> str:
-    """The page for this study (its JSON as CONTRIBUTING's format of packs has it); the same bytes for the same study."""
+    """The page for this study; the same bytes for the same study.
+
+    Args:
+        study: study_id, title, pack_sha256, instructions, readers (each with an order of items and the sizes of the sessions),
+            washout_days, and items with their media and questions, as `medgen.study.build` makes them.
+    """
     parts = "\n".join(_read(name) for name in SCRIPTS)
     script = f'\n(() => {{\n"use strict";\n{parts}}})();\n'
     style = "\n" + _read("viewer.css")
-
-    # No "<" is left in the data, so nothing in a title, prompt or label can end the block and begin another.
-    def data(value: object) -> Markup:
-        return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
 
     environment = Environment(
         loader=PackageLoader("medgen.study", "viewer"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
@@ -39,11 +40,16 @@ def render(study: Mapping[str, Any]) -> str:
         version=VERSION,
         title=str(study["title"]),
         policy=_policy(script, style),
-        script=Markup(script),  # noqa: S704 - our own files
-        style=Markup(style),  # noqa: S704
-        study=data(study),
-        instructions=data({name: task.instruction for name, task in TASKS.items()}),
+        script=Markup(script),
+        style=Markup(style),
+        study=_data(study),
+        instructions=_data({name: task.instruction for name, task in TASKS.items()}),
     )
+
+
+def _data(value: object) -> Markup:
+    """JSON for a data block. No "<" is left in it, so nothing in a title, prompt or label can end the block and begin another."""
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _policy(script: str, style: str) -> str:
