@@ -14,6 +14,7 @@ PROOF = {
     "01_text_to_cxr": "pairs changed sides",
     "02_ecg_to_echo": "seen by the judge",
     "03_progression": "read by the judge at the last date",
+    "04_reader_study": "simulated skill found again",
 }
 """What each notebook prints when it has come to its measurement."""
 

@@ -25,9 +25,11 @@ from medgen.study.protocol import Arm, Material, Protocol, ProtocolError, find_m
 from medgen.study.sampling_cases import Line, arm_cases
 
 if TYPE_CHECKING:
+    from medgen.digital.patient import FilmView
     from medgen.sampling.request import Sampled
 
 VISITS = (4, 8)  # of a digital follow-up: a past, and later films enough to be put in order
+MANY = 50  # patients from which on more processes are worth their start (each imports torch)
 
 
 @dataclass(frozen=True)
@@ -127,19 +129,20 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _make(material: Material, out: Path, seed: int) -> None:
+    processes = None if material.patients >= MANY else 1
     if material.kind == "chest":
         from medgen.digital.chest import write_dataset as chest
 
-        views = ("PA", "AP")  # both, as the shipped pipeline makes both
-        chest(out, material.patients * len(views), seed, views=views)
+        views: tuple[FilmView, ...] = ("PA", "AP")  # both, as the shipped pipeline makes both
+        chest(out, material.patients * len(views), seed, views=views, processes=processes)
     elif material.kind == "echo":
         from medgen.digital.echo import write_dataset as echo
 
-        echo(out, material.patients, seed)
+        echo(out, material.patients, seed, processes=processes)
     else:
         from medgen.digital.progression import write_dataset as follow_ups
 
-        follow_ups(out, material.patients, seed, visits=VISITS, futures=1)
+        follow_ups(out, material.patients, seed, visits=VISITS, futures=1, processes=processes)
 
 
 def _check(material: Material, path: Path, seed: int) -> None:

@@ -161,9 +161,10 @@ class SimulatedReader:
             signal = key[item]["source"] == "synthetic"
         else:
             signal = str(correct(key, item, main)) == SIGNALS[task]
-        pair = task == "two_alternative"
-        apart = self.d_prime * (math.sqrt(2) if pair else 1.0)
-        return (apart / 2 if signal else -apart / 2) + self.noise(self.name, item, "evidence") - (0.0 if pair else self.criterion)
+        noise, side = self.noise(self.name, item, "evidence"), 1 if signal else -1
+        if task == "two_alternative":  # a repeat may come with its sides exchanged: what was seen is exchanged with them
+            return side * (self.d_prime / math.sqrt(2) + noise)
+        return side * self.d_prime / 2 + noise - self.criterion
 
     def _answer(
         self,
@@ -184,20 +185,11 @@ class SimulatedReader:
             return self._choice(options, item, what, right)
         if kind == "scale":
             low, high = int(question["min"]), int(question["max"])
-            if evidence is not None and main:  # one scale from surely noise to surely signal
-                half = (high - low + 1) // 2
-                return str((high - half if evidence > 0 else low + half) + (1 if evidence > 0 else -1) * level(evidence, half))
-            if evidence is not None:
-                return str(low - 1 + level(evidence, high - low + 1))
             return str(self._rating(item, what, told["source"], low, high))
         if kind == "number":
-            truth = 55.0 if right is None else float(right)
-            number = truth + self.ef_bias + self.skill.ef_sd * self.noise(self.name, item, what)
-            return str(round(min(max(number, question.get("min", -math.inf)), question.get("max", math.inf))))
+            return self._number(question, item, right)
         if kind == "order":
-            truth = list(option_values(question) if right is None else right)
-            place = {one: i + self.skill.order_sd * self.noise(self.name, item, (what, one)) for i, one in enumerate(truth)}
-            return json.dumps(sorted(truth, key=place.__getitem__))
+            return json.dumps(self._order(option_values(question) if right is None else list(right), item))
         if kind == "points":
             return json.dumps(self._points(item, shown, told["source"]))
         raise ResponseError(f"item {item}: simulated readers do not know questions of kind {kind!r}")
@@ -215,6 +207,17 @@ class SimulatedReader:
         seen = math.log(u / (1 - u)) + self.rating_shift + _REAL_IS_LIKED + (self.log_odds if source == "synthetic" else 0.0)
         steps = high - low + 1
         return low + sum(seen > math.log(k / (steps - k)) for k in range(1, steps))
+
+    def _number(self, question: Mapping[str, Any], item: str, right: Any) -> str:
+        """The truth with the reader's bias and noise, as a whole number on the question's scale; an average heart where none is known."""
+        number = float(55 if right is None else right) + self.ef_bias
+        number += self.skill.ef_sd * self.noise(self.name, item, question["id"])
+        return str(round(min(max(number, question.get("min", -math.inf)), question.get("max", math.inf))))
+
+    def _order(self, truth: list[Any], item: str) -> list[Any]:
+        """Noisy places, put in order (Thurstone 1927)."""
+        place = {one: i + self.skill.order_sd * self.noise(self.name, item, ("place", i)) for i, one in enumerate(truth)}
+        return sorted(truth, key=place.__getitem__)
 
     def _points(self, item: str, shown: Mapping[str, Any], source: str) -> list[dict[str, float]]:
         """Marks in pixels of the first picture; their number is Poisson's, by inversion. All readers mark the same places."""
