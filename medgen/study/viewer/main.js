@@ -127,7 +127,7 @@ class App {
     const feedback = training && this.store.step(this.item) === "done" ? this.study.items[this.item].feedback : null;
     $("feedback").hidden = !feedback;
     $("feedback").textContent = feedback ?? "";
-    $("side").scrollTop = 0;
+    $("ask").scrollTop = 0;
     this.hint();
   }
 

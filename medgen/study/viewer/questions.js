@@ -46,8 +46,12 @@ function buttonRow(part, options, kind) {
       el("span", { text: option.label }),
     ),
   );
+  const element = el("div", { class: `options ${kind}` }, ...buttons);
+  const longest = Math.max(...options.map((option) => String(option.label).length));
+  element.style.setProperty("--narrow", longest <= 9 ? Math.min(options.length, 3) : longest <= 24 ? 2 : 1); // columns beside the picture
+  element.style.setProperty("--wide", longest <= 24 ? Math.min(options.length, 4) : 2); // and below it
   return {
-    element: el("div", { class: `options ${kind}` }, ...buttons),
+    element,
     digit: (digit) => digits.includes(digit) && (part.set(options[digits.indexOf(digit)].value), true),
     refresh: () =>
       buttons.forEach((button, n) => {

@@ -48,7 +48,7 @@ class Stage {
     this.panes.forEach((pane) => pane.source.close());
     this.panes = [];
     this.root.replaceChildren();
-    Object.assign(this, { flipping: false, cross: null, marks: [], canMark: false, tool: "window", playing: false, active: undefined });
+    Object.assign(this, { linked: true, flipping: false, cross: null, marks: [], canMark: false, tool: "window", playing: false, active: undefined });
     this.toolbar.build();
   }
 
@@ -206,7 +206,7 @@ class Stage {
     for (const film of films) {
       film.wanted = undefined;
       film.video.playbackRate = SPEEDS[this.speed];
-      if (on) film.video.play().catch(() => this.play(false));
+      if (on) film.video.play().catch(() => film.closed || this.play(false));
       else film.video.pause();
     }
     if (!on) films.slice(1).forEach((film) => film.show(films[0].frame)); // films of a pair stop on the same frame
