@@ -57,5 +57,12 @@ medgen sample progression --pipeline {progression} --cases {out}/futures.jsonl -
 from medgen.pipelines.progression import History, ProgressionPipeline
 pipeline = ProgressionPipeline.from_pretrained({str(find_pipeline(session.progression).folder)!r})
 pipeline(History(images, times=[0, 40]), times=[70, 100], num_trajectories=8).frames                 # [8, 2, H, W] in [0, 1]""",
+        "study": f"""
+medgen study plan --help                                              # how many readers and cases a claim needs, by simulation
+medgen study sample --protocol configs/study/digital_chest.yaml --out runs/study/samples             # every arm that the protocol asks for
+medgen study build --protocol configs/study/digital_chest.yaml --generated runs/study/samples \\
+  --reference runs/study/samples/reference --out runs/study/pack
+medgen study serve --pack {out}/study/pack                            # many readers, each by a link of their own
+medgen study analyze --pack {out}/study/pack --responses ANSWERS.csv --key {out}/study/pack.key.json --out out/report""",
     }
     return {name: code(text) for name, text in blocks.items()}

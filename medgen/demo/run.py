@@ -26,6 +26,7 @@ from medgen.demo.measuring import measure
 from medgen.demo.page import change, marked, overlay, picture, write_page
 from medgen.demo.progression import forecast
 from medgen.demo.session import QUICK, Session, Sizes, duration, read_grey, read_lines, words
+from medgen.demo.study import read_blinded
 from medgen.demo.training import train_and_resume
 from medgen.digital.chest import write_dataset
 from medgen.doctor import device_name
@@ -84,6 +85,7 @@ def demo(
     evaluation, drawn = measure(session, manifest)
     echo = follow_ecg(session)
     progression = forecast(session)
+    study = read_blinded(session, manifest)
     now = datetime.datetime.now().astimezone()
     content = {
         "command": "make demo" if os.environ.get("MAKELEVEL") else "medgen demo",
@@ -95,6 +97,7 @@ def demo(
         "evaluation": evaluation,
         "echo": echo,
         "progression": progression,
+        "study": study,
         "code": commands(session),
         "provenance": json.dumps(lines[1], indent=1, ensure_ascii=False),
         "steps": session.steps,

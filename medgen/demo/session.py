@@ -36,11 +36,12 @@ class Sizes:
     shown: int = 3
     futures: int = 8
     progression_steps: int | None = None
+    read: int = 16
 
 
 QUICK = Sizes(
     films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2,
-    followed=5, shown=1, futures=2, progression_steps=2,
+    followed=5, shown=1, futures=2, progression_steps=2, read=4,
 )  # fmt: skip
 """For tests."""
 
