@@ -25,7 +25,7 @@ def file_state(path: Path) -> str:
     return f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}"
 
 
-def write_atomically(path: Path, save: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, save: Callable[[BinaryIO], object]) -> None:
     """Let `save` write the file at `path`, which is there whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -11,14 +11,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from medgen import __version__
 from medgen.data.disk_cache import write_atomically
 from medgen.export.source import ExportError, Made, file_sha256
 
 SUMS, ABOUT = "SHA256SUMS", "release.json"
-STATEMENT = "Synthetic data made by a generative model. No patient is shown, and nothing here may be used to treat one."
+STATEMENT = "Synthetic data, made by a model. No patient is shown, and nothing here may be used to treat one."
 T = TypeVar("T")
 
 
@@ -44,7 +44,7 @@ class Release:
                     f"{self.out} is not empty, and no export wrote it (there is no {self.log.name}); choose another --out"
                 )
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.log, lambda file: _put(file, json.dumps(request) + "\n"))
+            _save(self.log, (json.dumps(request) + "\n").encode())
         lines = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut by a kill
         try:
             before, *items = map(json.loads, lines)
@@ -76,7 +76,7 @@ class Release:
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         try:
             for name, content in files.items():
-                write_atomically(self.out / name, lambda file, content=content: _put(file, content))  # type: ignore[misc]
+                _save(self.out / name, content)
             with self.log.open("ab") as log:
                 log.write(json.dumps({"item": item, "made_from": list(made_from), "files": digests}).encode() + b"\n")
                 log.flush()
@@ -112,9 +112,9 @@ class Release:
         for name, content in last.items():
             files[name] = hashlib.sha256(content).hexdigest()
             if not (self.out / name).is_file() or file_sha256(self.out / name) != files[name]:
-                write_atomically(self.out / name, lambda file, content=content: _put(file, content))  # type: ignore[misc]
+                _save(self.out / name, content)
         sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
-        write_atomically(self.out / SUMS, lambda file: _put(file, sums))
+        _save(self.out / SUMS, sums.encode())
 
     def _found(self) -> list[str]:
         """Files in the folder, those of a killed write removed."""
@@ -149,5 +149,5 @@ def _fingerprint(made: Sequence[Made]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _put(file: BinaryIO, content: bytes | str) -> None:
-    file.write(content.encode() if isinstance(content, str) else content)
+def _save(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))

@@ -136,10 +136,10 @@ def _why_not(folder: Path) -> str:
 def _made(folder: Path, line: dict[str, Any]) -> Made:
     if line.get("synthetic") is not True:
         raise ExportError('it does not say "synthetic": true, and only what a model generated may be released')
-    for key, kind in _NEEDED.items():
-        if not isinstance(line.get(key), kind) or isinstance(line[key], bool):
+    for key, wanted in _NEEDED.items():
+        if not isinstance(line.get(key), wanted) or isinstance(line[key], bool):
             raise ExportError(
-                f"field {key!r} is missing or no {kind.__name__}: without it, where the image comes from is not known"
+                f"field {key!r} is missing or no {wanted.__name__}: without it, where the image comes from is not known"
             )
     if not re.fullmatch(r"[0-9a-f]{64}", line["model_sha256"]):
         raise ExportError(f"model_sha256 {line['model_sha256'][:80]!r} is no SHA-256")
