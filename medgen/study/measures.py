@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from medgen.evaluation.statistics import Estimate, Floats
@@ -35,11 +36,11 @@ class ReaderRow:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Between readers (each number with its interval over cases) and within (the same case shown again)."""
+    """Between readers (each number with its interval over cases) and within: the same case shown again, for other readers and cases."""
 
     between: Mapping[str, Estimate]
     within: Estimate
-    repeats: Share
+    repeats: Estimate
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ def detecting(whole: Table, truth: Bools, levels: int, signal: str, margin: floa
     kind = truth[rows]
     right = np.where(np.isnan(first.value), np.nan, first.value == kind[:, None])
     rating = ratings_of(first)
-    readers = tuple(_reader_row(whole, right, rating, kind, j) for j in range(len(first.readers)))
-    accuracy = reader_mean([r.accuracy.value for r in readers])
-    auc = reader_mean([r.auc for r in readers])
-    accuracy_mrmc, auc_mrmc = _mrmc_share(right), _mrmc_auc(rating, kind)
+    readers = tuple(_reader_row(whole, right, rating, kind, j, task) for j in range(len(first.readers)))
+    accuracy = reader_mean([r.accuracy.value for r in readers], share=True)
+    auc = reader_mean([r.auc for r in readers], share=True)
+    accuracy_mrmc, auc_mrmc = _mrmc_mean(right, kind), _mrmc_auc(rating, kind)
     tests = {"accuracy": tost(accuracy, 0.5, margin), "auc": tost(auc, 0.5, margin)}
     if accuracy_mrmc is not None:
         tests["accuracy_mrmc"] = tost(accuracy_mrmc, 0.5, margin)
     if auc_mrmc is not None:
         tests["auc_mrmc"] = tost(auc_mrmc, 0.5, margin)
-    arms = {arm: reader_mean(_column_means(right[np.array(first.arms) == arm])) for arm in dict.fromkeys(first.arms)}
+    arms = {arm: reader_mean(_column_means(right[np.array(first.arms) == arm]), share=True) for arm in dict.fromkeys(first.arms)}
     return Detecting(
         signal,
         0.5,
@@ -101,7 +102,7 @@ def detecting(whole: Table, truth: Bools, levels: int, signal: str, margin: floa
         reader_mean([r.detection.criterion.value for r in readers]),
         tests,
         _agreement(whole, rating, np.array([0.0, 1.0]), first.value),
-        _trend(right, first.position),
+        _trend(right, first.position, share=True),
         arms,
         compare_arms(first, rating, kind) if task == "real_or_synthetic" else {},
         {reader: sd.roc(rating[:, j], kind) for j, reader in enumerate(first.readers) if _both(rating[:, j], kind)},
@@ -122,7 +123,7 @@ def _column_means(values: Floats) -> list[float]:
     return [float(np.nanmean(column)) if np.isfinite(column).any() else float("nan") for column in values.T]
 
 
-def _reader_row(whole: Table, right: Floats, rating: Floats, kind: Bools, j: int) -> ReaderRow:
+def _reader_row(whole: Table, right: Floats, rating: Floats, kind: Bools, j: int, task: str) -> ReaderRow:
     first = whole.first
     said, known = first.value[:, j], np.isfinite(first.value[:, j])
     detected = sd.detection(
@@ -130,6 +131,7 @@ def _reader_row(whole: Table, right: Floats, rating: Floats, kind: Bools, j: int
         int((known & kind).sum()),
         int((said[known & ~kind] == 1).sum()),
         int((known & ~kind).sum()),
+        two_alternatives=task == "two_alternative",
     )
     times = whole.ms[np.isfinite(whole.value[:, j]), j] / 1000
     return ReaderRow(
@@ -150,17 +152,17 @@ def _repeated(whole: Table, j: int) -> tuple[int, int]:
     return sum(a == b for a, b in pairs), len(pairs)
 
 
-def _mrmc_share(right: Floats) -> Mean | None:
-    """Readers and cases random; None where a reader has too few cases or there is one reader."""
-    if right.shape[1] < 2 or (np.isfinite(right).sum(0) < FEWEST_PER_KIND).any():
+def _mrmc_mean(values: Floats, kinds: NDArray[np.generic] | None = None, share: bool = True) -> Mean | None:
+    """Mean of values [N,J], readers and cases random; None where a reader has too few cases or there is one reader."""
+    if values.shape[1] < 2 or (np.isfinite(values).sum(0) < FEWEST_PER_KIND).any():
         return None
-    return mrmc.single(mrmc.share_merit(right.T[None]))
+    return replace(mrmc.single(mrmc.share_merit(values.T[None], kinds)), share=share)
 
 
 def _mrmc_auc(rating: Floats, kind: Bools) -> Mean | None:
     if rating.shape[1] < 2 or not all(_both(column, kind) for column in rating.T):
         return None
-    return mrmc.single(mrmc.auc_merit(rating.T[None], kind))
+    return replace(mrmc.single(mrmc.auc_merit(rating.T[None], kind)), share=True)
 
 
 def compare_arms(first: Table, rating: Floats, kind: Bools) -> dict[str, Mean]:
@@ -187,15 +189,25 @@ def _agreement(whole: Table, ordered: Floats, categories: Floats, decisions: Flo
             between["weighted kappa, mean of pairs"] = agreement.mean_kappa(ordered, scale, "quadratic")
             between["Gwet's AC2, quadratic"] = agreement.gwet(ordered, scale, "quadratic")
             between |= {f"{n}": e for n, e in agreement.icc(ordered).items() if n in ("ICC2", "ICC2k")}
-    counts = [_repeated(whole, j) for j in range(len(whole.readers))]
     again = whole.repeat_of >= 0
-    one, two = whole.value[whole.repeat_of[again]].ravel(), whole.value[again].ravel()
+    one, two = whole.value[whole.repeat_of[again]], whole.value[again]
     seen = np.unique(whole.value[np.isfinite(whole.value)])
-    within = agreement.cohen(two, one, seen) if len(seen) > 1 else Estimate(np.nan, np.nan, np.nan, 0)
-    return Agreement(between, within, share(sum(c[0] for c in counts), sum(c[1] for c in counts)))
+    within = agreement.with_oneself(one, two, seen) if len(seen) > 1 and again.any() else Estimate(np.nan, np.nan, np.nan, 0)
+    return Agreement(between, within, _repeats_alike(one, two))
 
 
-def _trend(right: Floats, position: Floats) -> Trend:
+def _repeats_alike(one: Floats, two: Floats) -> Estimate:
+    """Share of repeats [C,J] answered as before, its interval for other readers and cases; of one reader Wilson's; `n`: how many."""
+    alike = np.where(np.isfinite(one) & np.isfinite(two), one == two, np.nan)
+    n = int(np.isfinite(alike).sum())
+    asked = np.isfinite(alike).any(1)
+    mean = _mrmc_mean(alike[asked][:, np.isfinite(alike).any(0)]) if n else None
+    if mean is None:
+        return share(int(np.nansum(alike)), n).estimate
+    return replace(mean.interval(), n=n)
+
+
+def _trend(right: Floats, position: Floats, share: bool) -> Trend:
     """Learning or tiring: each reader's least-squares slope of being right over the own order, from first (0) to last case (1)."""
     slopes, fifths = [], np.full((right.shape[1], 5), np.nan)
     for j in range(right.shape[1]):
@@ -208,7 +220,7 @@ def _trend(right: Floats, position: Floats) -> Trend:
         part = np.minimum((place * 5).astype(int), 4)
         fifths[j] = [right[known, j][part == k].mean() if (part == k).any() else np.nan for k in range(5)]
     mean = reader_mean(slopes)
-    return Trend(mean.interval(), mean.p_value(0.0), tuple(reader_mean(column).interval() for column in fifths.T))
+    return Trend(mean.interval(), mean.p_value(0.0), tuple(reader_mean(column, share).interval() for column in fifths.T))
 
 
 @dataclass(frozen=True)
@@ -246,7 +258,7 @@ def rating(whole: Table, low: float, high: float, margin: float) -> Rating:
     superiority = None
     if compared:
         rows = synthetic | real
-        superiority = reader_mean([sd.auc(column, synthetic[rows]) for column in first.value[rows].T])
+        superiority = reader_mean([sd.auc(column, synthetic[rows]) for column in first.value[rows].T], share=True)
     return Rating(
         low,
         high,
@@ -259,7 +271,7 @@ def rating(whole: Table, low: float, high: float, margin: float) -> Rating:
         tost(superiority, 0.5, margin) if superiority is not None else None,
         _odds(first, synthetic, real, scale) if compared else None,
         _agreement(whole, first.value, scale, first.value),
-        _trend((first.value - low) / max(high - low, 1), first.position),
+        _trend((first.value - low) / max(high - low, 1), first.position, share=True),
     )
 
 
@@ -306,20 +318,18 @@ def scoring(whole: Table, unit: str, continuous: bool = False) -> Scoring:
     apart = None
     if synthetic.any() and real.any():
         apart = reader_mean(np.subtract(_column_means(first.value[synthetic]), _column_means(first.value[real])))
+    bounded = unit == "share"
     return Scoring(
         unit,
-        {reader: _mean_of_cases(first.value[:, j]) for j, reader in enumerate(first.readers)},
+        {
+            reader: reader_mean(first.value[:, j], bounded).interval() for j, reader in enumerate(first.readers)
+        },  # its cases, not readers
         {r: int((whole.asked[:, j] & np.isnan(whole.value[:, j])).sum()) for j, r in enumerate(whole.readers)},
         _seconds(whole),
-        {arm: reader_mean(_column_means(first.value[arms == arm])) for arm in dict.fromkeys(first.arms)},
-        reader_mean(_column_means(first.value)),
-        _mrmc_share(first.value),
+        {arm: reader_mean(_column_means(first.value[arms == arm]), bounded) for arm in dict.fromkeys(first.arms)},
+        reader_mean(_column_means(first.value), bounded),
+        _mrmc_mean(first.value, arms, bounded),
         apart,
         agreement.icc(first.value) if continuous and len(first.readers) > 1 else {},
-        _trend(first.value, first.position),
+        _trend(first.value, first.position, bounded),
     )
-
-
-def _mean_of_cases(values: Floats) -> Estimate:
-    mean = reader_mean(values)  # the same t interval, here over one reader's cases
-    return mean.interval()

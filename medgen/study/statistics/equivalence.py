@@ -47,13 +47,20 @@ def tost(mean: Mean, reference: float, margin: float, alpha: float = 0.05) -> Eq
     """
     if not margin > 0:
         raise ValueError(f"an equivalence margin must be above 0, in the unit of what is measured, not {margin}")
-    shift, error = mean.value - reference, mean.standard_error
-    if not mean.df > 0 or error != error:
+    below, above = reference - margin, reference + margin
+    if not mean.df > 0 or mean.standard_error != mean.standard_error:
         p = low = high = float("nan")
-    elif error == 0:  # every reader gave the same number
-        p, low, high = (0.0 if abs(shift) < margin else 1.0), mean.value, mean.value
     else:
-        p = max(float(stats.t.sf((shift + margin) / error, mean.df)), float(stats.t.cdf((shift - margin) / error, mean.df)))
+        p = max(
+            _beyond(mean.value - below, mean.error_at(below), mean.df), _beyond(above - mean.value, mean.error_at(above), mean.df)
+        )
         ends = mean.interval(1 - 2 * alpha)
         low, high = ends.low, ends.high
     return Equivalence(mean.value, reference, margin, low, high, p, mean.p_value(reference), mean.df, alpha)
+
+
+def _beyond(distance: float, error: float, df: float) -> float:
+    """p of one one-sided test: `distance` inside the bound; without error (all readers alike, or a bound at 0 or 1) it is plain."""
+    if error == 0:
+        return 0.0 if distance > 0 else 1.0
+    return float(stats.t.sf(distance / error, df))

@@ -137,17 +137,26 @@ def _leave_one_out(values: Floats, of_signal: Floats, of_noise: Floats, known: B
     return left
 
 
-def jackknife_covariance(leave_one_out: Floats) -> Floats:
-    """[F,F] from F statistics without each of N cases, [F,N]."""
-    n = leave_one_out.shape[1]
-    centred = leave_one_out - leave_one_out.mean(1, keepdims=True)
-    return (n - 1) / n * centred @ centred.T
+def jackknife_covariance(leave_one_out: Floats, kinds: NDArray[np.generic] | None = None) -> Floats:
+    """[F,F] from F statistics without each of N cases, [F,N]: (N − 1)/N times their scatter.
+
+    `kinds` [N]: the study fixes how many cases of each kind there are; exact for means over all cases.
+    """
+    kinds = np.zeros(leave_one_out.shape[1]) if kinds is None else kinds
+    cases, parts = len(kinds), []
+    for kind in np.unique(kinds):
+        own = leave_one_out[:, kinds == kind]
+        n = own.shape[1]
+        parts.append(np.sqrt(n / max(n - 1, 1)) * (cases - 1) / cases * (own - own.mean(1, keepdims=True)))
+    scaled = np.concatenate(parts, axis=1)
+    return scaled @ scaled.T
 
 
-def share_merit(right: Floats) -> Merit:
+def share_merit(right: Floats, kinds: NDArray[np.generic] | None = None) -> Merit:
     """Share of right answers per modality and reader from right [I,J,N] (1, 0 or NaN: not answered), covariances by jackknife.
 
-    Cases of both kinds are one sample here: the share is over the study's mix of cases.
+    The share is over the study's mix of cases. With `kinds` [N] that mix is fixed, as it is when a study has so many real and so many
+    synthetic cases: readers who call most of them real are then no proof that another set of cases would change their score.
     """
     modalities, readers, _ = right.shape
     flat = right.reshape(modalities * readers, -1)
@@ -157,4 +166,4 @@ def share_merit(right: Floats) -> Merit:
         raise ValueError("a share needs at least two answered cases from every reader")
     values = np.where(known, flat, 0).sum(1) / n[:, 0]
     without = np.where(known, (n * values[:, None] - np.where(known, flat, 0)) / (n - 1), values[:, None])
-    return Merit(values.reshape(modalities, readers), jackknife_covariance(without))
+    return Merit(values.reshape(modalities, readers), jackknife_covariance(without, kinds))

@@ -17,7 +17,8 @@ Bools = NDArray[np.bool_]
 class Detection:
     """d′ = z(H) − z(F) and criterion c = −(z(H) + z(F)) / 2 of one reader (Macmillan & Creelman 2005, ch. 1-2).
 
-    `hits` of `signals` and `false_alarms` of `noises`. c > 0: says "signal" too rarely.
+    `hits` of `signals` and `false_alarms` of `noises`. c > 0: says "signal" too rarely. Of a choice between two pictures side by side, d′
+    is (z(H) − z(F)) / √2, on the scale of single pictures (ibid. ch. 7), and c the preference for a side.
     """
 
     hits: int
@@ -28,9 +29,12 @@ class Detection:
     criterion: Estimate
 
 
-def detection(hits: int, signals: int, false_alarms: int, noises: int, correct: bool = True) -> Detection:
+def detection(
+    hits: int, signals: int, false_alarms: int, noises: int, correct: bool = True, two_alternatives: bool = False
+) -> Detection:
     """d′ and criterion with 95 % intervals (variance of Gourevitch & Galanter 1967).
 
+    `two_alternatives`: the signal is "right", say, of a choice between left and right.
     `correct`: the log-linear correction (Hautus 1995: half a hit and half a miss added), which keeps a perfect reader finite.
     """
     if not (0 <= hits <= signals and 0 <= false_alarms <= noises):
@@ -47,13 +51,14 @@ def detection(hits: int, signals: int, false_alarms: int, noises: int, correct: 
         variance = float(np.sum(rates * (1 - rates) / (totals * stats.norm.pdf(z) ** 2)))
     n = signals + noises
     half = stats.norm.ppf(0.975) * np.sqrt(variance)
-    d, c = float(z[0] - z[1]), float(-z.sum() / 2)
+    scale = np.sqrt(2) if two_alternatives else 1.0
+    d, c = float(z[0] - z[1]) / scale, float(-z.sum() / 2)
     return Detection(
         hits,
         signals,
         false_alarms,
         noises,
-        Estimate(d, float(d - half), float(d + half), n),
+        Estimate(d, float(d - half / scale), float(d + half / scale), n),
         Estimate(c, float(c - half / 2), float(c + half / 2), n),
     )
 
