@@ -232,7 +232,13 @@ def analyse(right: Floats, group: Floats) -> tuple[Floats, tuple[Floats, Floats]
 
 
 def _succeeds(study: Study, values: Floats, error: Floats, df: Floats) -> Floats:
-    shift = values - study.chance
+    """As `proportions.Mean` of shares and `equivalence.tost` decide: the error of a test against b is the one at b."""
+    answers = np.clip(values * (1 - values), 1e-9, None) / error**2
+
+    def beyond(bound: float) -> Floats:
+        return (values - bound) / np.sqrt(max(bound * (1 - bound), 1e-12) / answers)
+
     if study.claim == "difference":
-        return 2 * stats.t.sf(np.abs(shift) / error, df) < 0.05
-    return (stats.t.sf((shift + study.margin) / error, df) < 0.05) & (stats.t.cdf((shift - study.margin) / error, df) < 0.05)
+        return 2 * stats.t.sf(np.abs(beyond(study.chance)), df) < 0.05
+    low, high = study.chance - study.margin, study.chance + study.margin
+    return (stats.t.sf(beyond(low), df) < 0.05) & (stats.t.cdf(beyond(high), df) < 0.05)
