@@ -24,6 +24,7 @@ class Strip:
     """What is drawn under a clip; all seconds count from frame 0.
 
     `signal` [S] mV (NaN: not recorded) of `lead`, at `rate` Hz from second `start`; None without an ECG. `r_peaks` [K] s.
+    `mark`: stands in the corner; only a blinded study, which says the same of every clip, leaves it empty.
     """
 
     seconds: float
@@ -33,6 +34,7 @@ class Strip:
     rate: float = 1.0
     start: float = 0.0
     r_peaks: Sequence[float] = ()
+    mark: str = "SYNTHETIC"
 
 
 def film(frames: np.ndarray, times: np.ndarray, strip: Strip) -> np.ndarray:
@@ -103,7 +105,7 @@ def _paper(strip: Strip, window: tuple[float, float], size: tuple[int, int]) -> 
     paper = large.resize(size, Image.Resampling.LANCZOS)
     text = ImageDraw.Draw(paper)
     text.text((5, 2), strip.words if strip.lead is None else f"{strip.lead}   {strip.words}", fill=_TEXT, font=_font(12))
-    text.text((size[0] - 5, 2), "SYNTHETIC", fill=_MARK, font=_font(12), anchor="ra")
+    text.text((size[0] - 5, 2), strip.mark, fill=_MARK, font=_font(12), anchor="ra")
     return paper
 
 

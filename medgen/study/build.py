@@ -25,7 +25,6 @@ from medgen.study.media import Shape, Source, clip, common_shape, mp4_bytes, pic
 from medgen.study.orders import Order, orders
 from medgen.study.protocol import Media, Protocol, ProtocolError, read_protocol
 from medgen.study.responses import commitment
-from medgen.study.tasks import TASKS
 
 MTIME = 946_684_800  # 2000-01-01 UTC, of every file: when something was made says what it is
 BANNER = "For research only, never for diagnosis. Any image may be synthetic."
@@ -270,11 +269,10 @@ def _frozen(plan: Protocol, pools: Mapping[str, Pool], shapes: Mapping[str, Shap
 
 
 def _instructions(plan: Protocol, pools: Mapping[str, Pool]) -> str:
-    """What readers are told, as paragraphs."""
+    """What readers are told before they begin, as paragraphs; the page explains each task where it comes."""
     told = [BANNER]
     if any(pool.digital for pool in pools.values()):
         told.append("In this study “real” means images of digital patients: computed phantoms, not people.")
-    told += dict.fromkeys(TASKS[section.task].instruction for section in plan.sections)
     if any(section.training for section in plan.sections):
         told.append("A task may begin with practice cases: they tell you the answer afterwards and are not counted.")
     if plan.sessions > 1:

@@ -223,7 +223,7 @@ def _quotas(
 
 
 def _with_partners(
-    drawn: _Drawing, drafts: list[Draft], real: list[Candidate], pool: Pool, where: tuple[object, ...]
+    drawn: _Drawing, drafts: list[Draft], real: list[Candidate], pool: Pool, where: tuple[str, str]
 ) -> list[Draft]:
     """Each with a real image beside it: of the same patient if there is one, else of like sex and view."""
     done: list[Draft] = []
@@ -240,7 +240,7 @@ def _with_partners(
 
 
 def _same_or_not(
-    drawn: _Drawing, drafts: list[Draft], eligible: Mapping[str, list[Candidate]], where: tuple[object, ...]
+    drawn: _Drawing, drafts: list[Draft], eligible: Mapping[str, list[Candidate]], where: tuple[str, str]
 ) -> list[Draft]:
     """Half of every arm's pairs with a later film of another patient of the same arm, of like sex and view."""
     done = list[Draft]()

@@ -176,12 +176,15 @@ def _course(protocol: Protocol, draft: Draft) -> tuple[Shown, ...]:
 
 
 def cut(candidate: Candidate, draft: Draft) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
-    """The last known visits and those after them; a real series is cut so that its last visits are the later ones."""
+    """The last known visits and those after them. A real series is cut in its middle, where `medgen study sample` cuts the others:
+    else the days between the films would tell the arms apart.
+    """
     length = draft.length
     if candidate.past:
         return candidate.past[-length.past :], candidate.future[: length.future]
-    frames = candidate.frames[-sum(length) :]
-    return frames[: length.past], frames[length.past :]
+    frames = candidate.frames
+    at = max(length.past, min(len(frames) // 2, len(frames) - length.future))
+    return frames[at - length.past : at], frames[at : at + length.future]
 
 
 def _all_sources(protocol: Protocol, draft: Draft) -> Iterator[Source]:

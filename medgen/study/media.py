@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medgen.sampling.echo_pictures import Strip, film
 from medgen.study.material import Ecg
 from medgen.study.protocol import Media, ProtocolError
 
@@ -150,7 +151,6 @@ def stack(source: Source, shape: Shape, media: Media) -> Bytes8:
 def clip(source: Source, shape: Shape, media: Media) -> Bytes8:
     """`[frames, H, W, 3]` of a clip at the section's rate, with its ECG below if the section shows one."""
     from medgen.data.video import load_video
-    from medgen.sampling.echo_pictures import Strip, film
 
     video = load_video(source.path, source.fps)
     times = np.arange(shape.frames) / shape.fps
@@ -158,18 +158,16 @@ def clip(source: Source, shape: Shape, media: Media) -> Bytes8:
     grey = np.stack([_square(video.frames[i] / np.float32(255), shape.side, media) for i in nearest])
     if shape.lead is None or source.ecg is None:
         return np.repeat(_eight(grey)[..., None], 3, axis=-1)
-    return film(grey, times, _strip(source.ecg, shape, Strip))
+    return film(grey, times, _strip(source.ecg, shape))
 
 
-def _strip(ecg: Ecg, shape: Shape, strip: type) -> object:
+def _strip(ecg: Ecg, shape: Shape) -> Strip:
     from medgen.data.ecg_files import read_ecg
 
     read = read_ecg(ecg.path)
     seconds = shape.frames / shape.fps
-    return strip(
-        seconds, f"ECG, lead {shape.lead}", shape.lead, read.signal[read.leads.index(str(shape.lead))], read.rate,
-        read.start - ecg.start,
-    )  # fmt: skip
+    signal = read.signal[read.leads.index(str(shape.lead))]
+    return Strip(seconds, "ECG", shape.lead, signal, read.rate, read.start - ecg.start, mark="")
 
 
 def _read(path: Path) -> Grey:

@@ -95,14 +95,11 @@ def test_a_classifier_on_everything_but_pixels_guesses(packs):
         for name, auc in guessed([item_features(pack, item) for item in pack.items], synthetic, seed).items():
             found[name].append((auc, counts))
     for name, folds in found.items():
-        print(
-            "{}: AUC {:.3f} [{:.3f}, {:.3f}]".format(name, *auc_interval(folds, 1.96)),
-            f"over {len(folds)} packs of {CASES} items",
-        )
-        _, low, high = auc_interval(
-            folds, 3.29
-        )  # 99.9 %: another library's bytes draw other names, and 1 draw in 20 would fail at 95 %
-        assert low <= 0.5 <= high <= 0.60
+        auc, low, high = auc_interval(folds, 1.96)
+        print(f"{name}: AUC {auc:.3f} [{low:.3f}, {high:.3f}] over {len(folds)} packs of {CASES} items")
+        # Wide enough that no draw of names fails (other library versions write other bytes): permuted labels spread by 0.036 a pack.
+        assert auc_interval(folds, 4)[1] <= 0.5
+        assert high <= 0.60
 
 
 def test_the_same_classifier_tells_the_files_that_the_pack_was_made_from(films):

@@ -216,6 +216,7 @@ def test_clips_have_one_rate_one_length_and_their_ecg(echo, tmp_path):
         assert frames[0].shape[:2] == (one["height"], one["width"])
         strip = frames[0][one["width"] :]
         assert (strip[..., 1].astype(int) - strip[..., 0]).max() > 40, "the trace is green"
+        assert strip[:20, 160:].max() < 60, "and no clip is marked synthetic on its picture"
 
 
 def _decoded(path):
