@@ -281,9 +281,9 @@ def _fits(section: Section, candidate: Candidate, length: Length) -> bool:
 
 def _holds(candidate: Candidate, length: Length) -> bool:
     """Enough visits: a synthetic course has known ones and generated ones, a real one is cut where it suits."""
-    if candidate.past and length.past:
+    if candidate.past:
         return len(candidate.past) >= length.past and len(candidate.future) >= length.future
-    return len(candidate.frames) >= sum(length)
+    return len(candidate.future) >= sum(length)
 
 
 def _length(section: Section, pools: Sequence[Pool]) -> Length:

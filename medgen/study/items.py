@@ -151,7 +151,8 @@ def _pair(protocol: Protocol, draft: Draft, left: bool) -> tuple[tuple[Shown, ..
 
 
 def _films(protocol: Protocol, draft: Draft, rng: np.random.Generator) -> tuple[tuple[Shown, ...], dict[str, Any]]:
-    frames = draft.main.frames[-draft.length.future :]
+    # Generated films alone: real ones among them would be known as the earlier ones by their looks.
+    frames = draft.main.future[-draft.length.future :]
     places = rng.permutation(len(frames)).tolist()  # places[j]: which film stands at letter j
     shown = tuple(Shown((_source(protocol, draft, draft.main, frames[i]),), LETTERS[j]) for j, i in enumerate(places))
     return shown, {"order": [LETTERS[places.index(i)] for i in range(len(frames))]}
@@ -182,7 +183,7 @@ def cut(candidate: Candidate, draft: Draft) -> tuple[tuple[Frame, ...], tuple[Fr
     length = draft.length
     if candidate.past:
         return candidate.past[-length.past :], candidate.future[: length.future]
-    frames = candidate.frames
+    frames = candidate.future
     at = max(length.past, min(len(frames) // 2, len(frames) - length.future))
     return frames[at - length.past : at], frames[at : at + length.future]
 

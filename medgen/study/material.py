@@ -69,11 +69,6 @@ class Candidate:
         """What no other candidate of any arm is called."""
         return f"{self.arm}/{self.case_id}/{self.future[-1].path.name}"
 
-    @property
-    def frames(self) -> tuple[Frame, ...]:
-        """All pictures in their order."""
-        return (*self.past, *self.future)
-
     @cached_property
     def findings(self) -> Mapping[str, str]:
         """Findings that the text names: present, absent or uncertain."""
