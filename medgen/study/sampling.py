@@ -68,7 +68,7 @@ def sample(
         device: cpu, cuda, cuda:1, ...; the best there is if not given.
         dtype: precision of the networks.
         threads: CPU threads of each image; more suits one large model on many cores.
-        progress: progress lines on the terminal; --no-progress hides them.
+        progress: progress lines of the samplers on the terminal; --no-progress hides them.
     """
     study = read_protocol(protocol)
     arms = [arm for arm in study.arms if arm.source == "synthetic" and arm.pipeline is not None]
