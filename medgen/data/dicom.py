@@ -7,7 +7,6 @@ interpretation. Writing makes a DX Image For Presentation (PS3.3 A.26) that `dci
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +174,7 @@ def write_dx(
     `model` is the generator's name, `model_hash` that of its weights or code. UIDs and bytes follow from the arguments alone;
     equal `study_id` under the same model and seed is one DICOM study. The patient's right is at the image's left, as in every
     medgen image. `pixel_spacing_mm` is the spacing at the detector; unknown, a 350 mm field is assumed, because the attribute is
-    required, and Image Comments say so. `description` (free text, e.g. the prompt) goes there too. Raises `DicomError` for other
+    required, and Derivation Description says so. `description` (free text, e.g. the prompt) goes to Image Comments. Raises `DicomError` for other
     pixels.
     """
     path = Path(path)
@@ -197,11 +196,9 @@ def dx_dataset(
     """The data set of a synthetic film; see `write_dx`. `view` None: frontal, and not known which."""
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 2:
         raise DicomError(f"a DX image needs [H, W] uint16 or uint8, not {list(image.shape)} {image.dtype}")
-    assumed = (
-        "" if pixel_spacing_mm is not None else f" Pixel size not known: a field of {_FIELD_MM:g} mm is assumed, do not measure."
-    )
-    place = replace(place, comments=place.comments + assumed)
     dataset = synthetic(DigitalXRayImageStorageForPresentation, "DX", origin, place, ("DERIVED", "PRIMARY"))
+    if pixel_spacing_mm is None:  # not into Image Comments: those are read as the report
+        dataset.DerivationDescription += f"; pixel size not known: a field of {_FIELD_MM:g} mm is assumed, do not measure"
     dataset.PresentationIntentType = "FOR PRESENTATION"
     dataset.PatientOrientation = ["L", "F"]
     dataset.ImageLaterality, dataset.BodyPartExamined = "U", "CHEST"

@@ -129,7 +129,7 @@ def test_films_keep_their_pixels_their_bits_and_what_is_known_of_them(bits: int,
         assert dataset.BitsStored == bits and list(dataset.PatientOrientation) == ["L", "F"]
     assert "ViewPosition" not in first and first.ViewCodeSequence[0].CodeMeaning == "frontal"  # nobody said which
     assert second.ViewPosition == "AP" and second.PatientAge == "090Y" and second.PatientSex == "F"
-    assert "do not measure" in first.ImageComments and "Small left effusion" in first.ImageComments
+    assert "do not measure" in first.DerivationDescription and "Small left effusion" in first.ImageComments
     shown, _ = read_dicom(tmp_path / "s-dicom" / first.PatientID / "00" / "DX.dcm")
     assert np.allclose(shown, film(0), atol=1 / (2**bits - 1))
 
