@@ -15,7 +15,7 @@ from medgen.data.ecg_leads import ECG
 from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, FindingLabel, read_manifest, write_manifest
 from medgen.data.video import write_video
-from medgen.data.visit_records import VisitSeries
+from medgen.data.visit_records import Visit, VisitSeries
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import png_bytes
 
@@ -125,6 +125,23 @@ def write_futures(root: Path, manifest: Path) -> Path:
         }
         lines.append({**line, "time_unit": "days", "synthetic": True, "covariates": series.covariates})
     return _metadata(root, lines)
+
+
+def write_volumes(root: Path, patients: int = 4) -> Path:
+    """Follow-ups of two CT volumes each; the right lung is the darker one, and air lies in front."""
+    from medgen.data.volumes import write_volume  # with torch: slow to import
+
+    series = []
+    for p in range(patients):
+        visits = []
+        for v in range(2):
+            x, y, z = np.mgrid[:24, :24, :16].astype(np.float32)
+            hu = 40 - 800 * np.exp(-((x - 17) ** 2 + (y - 12) ** 2) / 16) - 400 * np.exp(-((x - 7) ** 2 + (y - 12) ** 2) / 16)
+            hu = np.where(y > 20, -1000, hu) + 5 * p + z  # x grows to the right, y to the front, z to the head (RAS)
+            write_volume(root / f"v{p}-{v}.nii.gz", hu.transpose(2, 1, 0), np.diag([2.0, 2, 3, 1]))
+            visits.append(Visit(f"v{p}-{v}", 10.0 * v, f"v{p}-{v}.nii.gz"))
+        series.append(VisitSeries(f"ct-{p}", f"body-{p}", f"ct-{p}", tuple(visits), "ct", 3, "days", "test"))
+    return write_manifest(series, root / "manifest.parquet", name="volumes", source="test")
 
 
 def _metadata(root: Path, lines: list[dict]) -> Path:

@@ -50,6 +50,8 @@ class Built:
 def build(protocol: Path, out: Path, generated: Path | None = None, reference: Path | None = None) -> Built:
     """Build a blinded reader-study pack, and beside it the answer key that readers must never get.
 
+    All that is not pixels is made alike in every arm. What is in the pixels stays: crop burnt-in text, borders and markers first.
+
     Args:
         protocol: the study's YAML file (see configs/study/).
         out: folder of the pack; the key is written to OUT.key.json.
@@ -66,7 +68,7 @@ def build(protocol: Path, out: Path, generated: Path | None = None, reference: P
     pools = read_pools(plan, None if generated is None else Path(generated), None if reference is None else Path(reference))
     drafts = draw(plan, pools)
     files = {path: hashlib.sha256(_real_bytes(path)).hexdigest() for path in source_files(plan, drafts)}
-    _refuse_marked(drafts)
+    _refuse_marked(drafts, pools)
     secret = Secret(plan.seed, files)
     items = make_items(plan, drafts, secret)
     reading = orders(plan, drafts, secret.rng)
@@ -93,17 +95,17 @@ def _real_bytes(path: Path) -> bytes:
         ) from None
 
 
-def _refuse_marked(drafts: Sequence[Draft]) -> None:
-    """Real arms show nothing that says of itself that it is synthetic."""
-    for draft in drafts:
-        if draft.arm.source == "synthetic":
+def _refuse_marked(drafts: Sequence[Draft], pools: Mapping[str, Pool]) -> None:
+    """Real arms show nothing that says of itself that it is synthetic, but for digital patients, of whom readers are told."""
+    shown = {c.name: c for draft in drafts for c in (draft.main, draft.partner) if c is not None}
+    for candidate in shown.values():
+        if candidate.source == "synthetic" or pools[candidate.arm].digital:
             continue
-        for candidate in (draft.main, draft.partner):
-            for frame in () if candidate is None else candidate.future:
-                if _marked(frame.path):
-                    raise ProtocolError(
-                        f"arm {draft.arm.name!r} is {draft.arm.source}, but {frame.path} is marked synthetic; give real images"
-                    )
+        for frame in candidate.future:
+            if _marked(frame.path):
+                raise ProtocolError(
+                    f"arm {candidate.arm!r} is {candidate.source}, but {frame.path} is marked synthetic; give real images"
+                )
 
 
 def _marked(path: Path) -> bool:

@@ -140,10 +140,14 @@ def picture(source: Source, shape: Shape, media: Media) -> Bytes8:
 
 
 def stack(source: Source, shape: Shape, media: Media) -> Bytes8:
-    """`[slices, side, side]` grey levels: evenly spaced axial slices from the head's side down, the patient's right on the left."""
+    """`[slices, side, side]` grey levels: evenly spaced axial slices from the head's side down, the patient's right on the left.
+
+    "stored" is the wide window that the shipped 3D pipelines use for CT; for MR take media.intensity: percentile.
+    """
     from medgen.data.volumes import VolumePreprocessing, load_volume
 
-    values = load_volume(source.path, (media.slices, shape.side, shape.side), VolumePreprocessing()).values[0]
+    how = VolumePreprocessing(intensity="window" if media.intensity == "stored" else "percentile", max_anisotropy=20)
+    values = load_volume(source.path, (media.slices, shape.side, shape.side), how).values[0]
     # [D,H,W] of RAS axes (D up, H front, W left): a reader looks from the feet, with the front above.
     return _eight((values.numpy()[::-1, ::-1, ::-1] + 1) / 2)
 

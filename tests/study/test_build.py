@@ -3,15 +3,27 @@
 import filecmp
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
-from studies import film, write_clip_samples, write_clips, write_films, write_futures, write_protocol, write_samples, write_visits
+from studies import (
+    film,
+    write_clip_samples,
+    write_clips,
+    write_films,
+    write_futures,
+    write_protocol,
+    write_samples,
+    write_visits,
+    write_volumes,
+)
 
-from medgen.data.records import ManifestError
+from medgen.data.dicom import write_dx
+from medgen.data.records import ManifestError, read_manifest, write_manifest
 from medgen.study.build import build
 from medgen.study.protocol import ProtocolError
 from medgen.study.responses import read_key, read_pack
@@ -224,6 +236,21 @@ def _decoded(path):
         return list(container.decode(video=0))
 
 
+def test_a_volume_is_a_stack_as_radiologists_look_at_it(tmp_path):
+    manifest = write_volumes(tmp_path / "ct")
+    path = protocol_of("progression", tmp_path / "p.yaml", "likert_realism", 2)
+    text = path.read_text().replace("  - {name: maker, source: synthetic, kind: progression}\n", "")
+    path.write_text(text + "\nmedia: {slices: 6}\n")
+    pack, _ = opened(build(path, tmp_path / "pack", None, manifest))
+    for shown in pack.items.values():
+        (one,) = shown["media"]
+        assert (one["kind"], len(one["frames"]), one["width"]) == ("stack", 6, 24)
+        first, last = (np.asarray(Image.open(tmp_path / "pack" / one["frames"][k]["file"])).astype(int) for k in (0, -1))
+        assert first[:2].max() < first[12, 12], "the front is above"
+        assert first[11, 6] < first[11, 16], "the patient's right, with the darker lung, is on the left"
+        assert first[20, 2] > last[20, 2], "the head's side comes first"
+
+
 @pytest.mark.parametrize("task", ["artefact", "likert_realism"])
 def test_tasks_without_a_right_answer_have_none(films, tmp_path, task):
     path = write_protocol(tmp_path / "study.yaml", f"[{{name: only, task: {task}, cases: 6}}]")
@@ -270,8 +297,21 @@ def test_samples_are_not_taken_for_real(films, tmp_path):
     hidden = write_films(tmp_path / "hidden", 20)
     for i, image in enumerate((tmp_path / "hidden" / "images").iterdir()):
         image.write_bytes((films["generated"] / f"case-{1000 + i}_000.png").read_bytes())
-    with pytest.raises(ProtocolError, match="png is marked synthetic"):
-        build(path, tmp_path / "pack", films["generated"], hidden)
+    for task in ("real_or_synthetic", "two_alternative"):
+        write_protocol(path, f"[{{name: only, task: {task}, cases: 4, arms: [maker, clinic]}}]")
+        with pytest.raises(ProtocolError, match="arm 'clinic' is real, but .*png is marked synthetic"):
+            build(path, tmp_path / "pack", films["generated"], hidden)
+
+
+def test_a_marked_dicom_is_not_taken_for_real(films, tmp_path):
+    clinic = write_films(tmp_path / "clinic", 20)
+    records = [replace(record, image=f"{record.record_id}.dcm") for record in read_manifest(clinic).records]
+    for record in records:
+        pixels = np.rint(film(1) * 255).astype(np.uint8)
+        write_dx(tmp_path / "clinic" / record.image, pixels, patient_id="a", study_id="a", record_id="a", model="m", seed=0)
+    write_manifest(records, clinic, name="films", source="test")
+    with pytest.raises(ProtocolError, match="dcm is marked synthetic"):
+        build(write_protocol(tmp_path / "study.yaml"), tmp_path / "pack", films["generated"], clinic)
 
 
 def test_digital_patients_may_stand_for_real_and_readers_are_told(films, tmp_path):
