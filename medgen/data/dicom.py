@@ -174,8 +174,8 @@ def write_dx(
     `model` is the generator's name, `model_hash` that of its weights or code. UIDs and bytes follow from the arguments alone;
     equal `study_id` under the same model and seed is one DICOM study. The patient's right is at the image's left, as in every
     medgen image. `pixel_spacing_mm` is the spacing at the detector; unknown, a 350 mm field is assumed, because the attribute is
-    required, and Derivation Description says so. `description` (free text, e.g. the prompt) goes to Image Comments. Raises `DicomError` for other
-    pixels.
+    required, and Derivation Description says so. `description` (free text, e.g. the prompt) goes to Image Comments. Raises
+    `DicomError` for other pixels.
     """
     path = Path(path)
     place = Place(
