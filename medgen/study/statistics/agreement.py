@@ -164,7 +164,12 @@ def icc(ratings: Floats) -> dict[str, Estimate]:
     long = pd.DataFrame(
         {"case": np.repeat(np.arange(cases), readers), "reader": np.tile(np.arange(readers), cases), "rating": ratings.ravel()}
     )
-    table = pingouin.intraclass_corr(long, "case", "reader", "rating")
+    two_decimals = pingouin.options["round.column.CI95"]
+    pingouin.options["round.column.CI95"] = None  # it would round the ends of the intervals
+    try:
+        table = pingouin.intraclass_corr(long, "case", "reader", "rating")
+    finally:
+        pingouin.options["round.column.CI95"] = two_decimals
     names = ("ICC1", "ICC2", "ICC3", "ICC1k", "ICC2k", "ICC3k")  # pingouin's own order
     ends = next(column for column in table.columns if column.startswith("CI95"))
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy.special import stdtr
 
 from medgen.study.statistics.proportions import Mean
 
@@ -63,4 +63,4 @@ def _beyond(distance: float, error: float, df: float) -> float:
     """p of one one-sided test: `distance` inside the bound; without error (all readers alike, or a bound at 0 or 1) it is plain."""
     if error == 0:
         return 0.0 if distance > 0 else 1.0
-    return float(stats.t.sf(distance / error, df))
+    return float(stdtr(df, -distance / error))
