@@ -258,7 +258,10 @@ def rating(whole: Table, low: float, high: float, margin: float) -> Rating:
     superiority = None
     if compared:
         rows = synthetic | real
-        superiority = reader_mean([sd.auc(column, synthetic[rows]) for column in first.value[rows].T], share=True)
+        # Between cases: difficulty that readers share would pass for a difference between the arms if cases were not a sample, too.
+        superiority = _mrmc_auc(first.value[rows], synthetic[rows])
+        if superiority is None:
+            superiority = reader_mean([sd.auc(column, synthetic[rows]) for column in first.value[rows].T], share=True)
     return Rating(
         low,
         high,
@@ -317,7 +320,11 @@ def scoring(whole: Table, unit: str, continuous: bool = False) -> Scoring:
     synthetic, real = sources == "synthetic", sources == "real"
     apart = None
     if synthetic.any() and real.any():
-        apart = reader_mean(np.subtract(_column_means(first.value[synthetic]), _column_means(first.value[real])))
+        rows = synthetic | real
+        if first.value.shape[1] > 1 and all(_both(column, synthetic[rows]) for column in first.value[rows].T):
+            apart = mrmc.single(mrmc.contrast_merit(first.value[rows].T, synthetic[rows]))
+        else:
+            apart = reader_mean(np.subtract(_column_means(first.value[synthetic]), _column_means(first.value[real])))
     bounded = unit == "share"
     return Scoring(
         unit,

@@ -167,3 +167,17 @@ def share_merit(right: Floats, kinds: NDArray[np.generic] | None = None) -> Meri
     values = np.where(known, flat, 0).sum(1) / n[:, 0]
     without = np.where(known, (n * values[:, None] - np.where(known, flat, 0)) / (n - 1), values[:, None])
     return Merit(values.reshape(modalities, readers), jackknife_covariance(without, kinds))
+
+
+def contrast_merit(values: Floats, signal: Bools) -> Merit:
+    """Mean over signal cases minus mean over the others, per reader, from values [J,N] (NaN: not answered), jackknife over both kinds."""
+    apart, covariance = np.zeros(len(values)), np.zeros((len(values),) * 2)
+    for sign, kind in ((1, signal), (-1, ~signal)):
+        own = values[:, kind]
+        n = np.isfinite(own).sum(1, keepdims=True)
+        if (n < 2).any():
+            raise ValueError("a difference of kinds needs at least two answered cases of each kind from every reader")
+        mean = np.nanmean(own, axis=1, keepdims=True)
+        apart = apart + sign * mean[:, 0]
+        covariance = covariance + jackknife_covariance(np.where(np.isfinite(own), (n * mean - own) / (n - 1), mean))
+    return Merit(apart[None], covariance)
