@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -259,6 +259,3 @@ def _of_contrast(where: str, section: Section, task: Task, arms: tuple[Arm, ...]
     for question in section.questions:
         if question.id in own and question.kind not in (own[question.id]["kind"], "text"):
             yield f"{where}: question {question.id!r} of task {task.name} is a {own[question.id]['kind']}, not a {question.kind}"
-
-
-SOURCES: tuple[Source, ...] = get_args(Source)
