@@ -173,7 +173,7 @@ def conclusions(section: Section) -> list[Conclusion]:
                 Conclusion(
                     "shown" if found.odds.p_values[0] < 0.05 else "open",
                     f"Odds of a higher rating, synthetic against real: × {math.exp(odds.value):.2f} (95 % interval "
-                    f"{math.exp(odds.low):.2f} to {math.exp(odds.high):.2f}; ordinal mixed model, readers random).",
+                    f"{math.exp(odds.low):.2f} to {math.exp(odds.high):.2f}; ordinal mixed model, other readers, these cases).",
                 )
             )
         return said + _trend_words(found.trend.change, found.trend.p_value, "Ratings", "points of the scale's range")
