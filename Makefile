@@ -33,7 +33,7 @@ demo: $(READY)  ## films, training, resume, hearts from ECGs, next visits, measu
 test: lint  ## every check: ruff, mypy, import-linter, pytest
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
-# The shipped weights, from nothing: seven hours on two cores. Interrupted, the same command continues.
+# The shipped weights, from nothing: eight hours on two cores. Interrupted, the same command continues.
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained
 	$(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
 	$(BIN)/medgen digital chest --n 3000 --seed 7001 --out data/digital_chest_judge
@@ -63,7 +63,7 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	cp -rT runs/film_meter/digital_progression/export medgen/pretrained/digital_progression_judge
 	cp -rT runs/progression/digital_progression/export medgen/pretrained/digital_progression
 
-# Every figure of the README, from the shipped weights: about two hours on two cores (one of them trains the regressor to compare with).
+# Every figure of the README, from the shipped weights: about four hours on two cores (two of them train the regressor to compare with).
 FIGURES := out/figures
 figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -f data/digital_chest/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
@@ -85,6 +85,9 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	$(BIN)/medgen sample progression --pipeline runs/progression/regressor/export --cases $(FIGURES)/progression_cases/cases.jsonl --out $(FIGURES)/regressed
 	$(BIN)/medgen evaluate progression --generated $(FIGURES)/futures --regressor $(FIGURES)/regressed --pipeline digital_progression \
 	  --reference data/digital_progression/manifest.parquet --out $(FIGURES)/progression
+	$(BIN)/medgen study sample --protocol configs/study/digital_chest.yaml --out $(FIGURES)/study/samples
+	test -d $(FIGURES)/study/pack || $(BIN)/medgen study build --protocol configs/study/digital_chest.yaml \
+	  --generated $(FIGURES)/study/samples --reference $(FIGURES)/study/samples/reference --out $(FIGURES)/study/pack
 	$(BIN)/medgen bench generators --out $(FIGURES)/bench_generators.json
 	$(BIN)/medgen bench train --out $(FIGURES)/bench_train.json
 	$(BIN)/medgen bench load --out $(FIGURES)/bench_load.json

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import zlib
 
 import numpy as np
@@ -20,7 +21,7 @@ from medgen.study.media import mp4_bytes, png_bytes
 from medgen.study.responses import read_key, read_pack
 
 CASES = 400  # 200 real, 200 synthetic
-SEEDS = (1, 2, 3)
+SEEDS = range(1, 1 + int(os.environ.get("STUDY_PACKS", "3")))
 SECTIONS = f"[{{name: origin, task: real_or_synthetic, cases: {CASES}, arms: [maker, clinic]}}]"
 WORDS = 24
 
