@@ -19,6 +19,7 @@ from medgen.study.analyze import Analysis
 from medgen.study.measures import Detecting, Rating, Scoring
 from medgen.study.sections import Section
 from medgen.study.statistics.equivalence import Equivalence, Verdict
+from medgen.study.statistics.likert import OrdinalFit
 from medgen.study.statistics.proportions import Mean
 
 TASKS = {
@@ -32,6 +33,7 @@ TASKS = {
     "ejection_fraction": "Which ejection fraction?",
     "artefact": "Where is something wrong?",
 }
+LARGEST_LOG_ODDS = 10.0  # beyond it the ratings of the arms are apart, and a likelihood has no maximum (separation)
 MEASURES = {"accuracy": "Share of right answers", "auc": "AUC from confidence"}
 
 
@@ -168,17 +170,21 @@ def conclusions(section: Section) -> list[Conclusion]:
                 equivalence_words("How often a synthetic case was rated above a real one (half for ties)", [found.equivalence])
             )
         if found.odds is not None:
-            odds = found.odds.effects[0]
-            said.append(
-                Conclusion(
-                    "shown" if found.odds.p_values[0] < 0.05 else "open",
-                    f"Odds of a higher rating, synthetic against real: × {math.exp(odds.value):.2f} (95 % interval "
-                    f"{math.exp(odds.low):.2f} to {math.exp(odds.high):.2f}; ordinal mixed model, other readers, these cases).",
-                )
-            )
+            said.append(_odds_words(found.odds))
         return said + _trend_words(found.trend.change, found.trend.p_value, "Ratings", "points of the scale's range")
     told = [f"answered “{option}”" for option in ("present", "absent")]  # that depends on what the texts say
     return [_score_words(name, scoring) for name, scoring in found.items() if name not in told]
+
+
+def _odds_words(odds: OrdinalFit) -> Conclusion:
+    what, one = "Odds of a higher rating, synthetic against real", odds.effects[0]
+    if not max(abs(one.low), abs(one.high)) < LARGEST_LOG_ODDS:  # NaN, too
+        return Conclusion("open", f"{what}: not to be told from so few ratings, which leave them without bound.")
+    return Conclusion(
+        "shown" if odds.p_values[0] < 0.05 else "open",
+        f"{what}: × {math.exp(one.value):.2f} (95 % interval {math.exp(one.low):.2f} to {math.exp(one.high):.2f}; "
+        "ordinal mixed model, other readers, these cases).",
+    )
 
 
 def _comparison(name: str, mean: Mean) -> Conclusion:

@@ -56,14 +56,15 @@ def content(tmp_path: Path) -> dict[str, Any]:
         "echo": {"clips": [clip] * 2, "control": "4 ms from its own"},
         "progression": {"patients": [course], "changes": [{"image": film["image"], "words": "without drainage"}], "futures": 2},
         "code": {name: page.code("medgen doctor  # see")
-                 for name in ("sample", "patients", "train", "evaluate", "echo", "progression")},
+                 for name in ("sample", "patients", "train", "evaluate", "echo", "progression", "study")},
+        "study": {"items": 9, "readers": 2, "answers": 18, "pack": "study/pack/index.html", "report": "study/report/report.html"},
         "provenance": '{"seed": 7}', "steps": [{"name": "s", "time": "1 s", "path": "out"}], "version": "0", "date": "today",
     }  # fmt: skip
 
 
 def test_the_page_is_one_file_that_needs_nothing_else(content: dict[str, Any], tmp_path: Path) -> None:
     text = page.write_page(tmp_path / "index.html", content).read_text("utf-8")
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text), "nothing is loaded from elsewhere"
+    assert not re.search(r"""(src|href)=["'](?!data:|#|study/)""", text), "nothing is loaded from elsewhere"
     assert "&lt;" in text, "what a prompt says is text"
     assert "<left>" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
