@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "medgen needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || { $(BIN)/python -m ensurepip >/dev/null; $(BIN)/python -m pip install -q uv; }
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[digital,xformers,study,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[digital,xformers,study,privacy,dev]'
 	@touch $@
 
 setup: $(READY)  ## create .venv with the tested versions

@@ -62,6 +62,9 @@ VERBS = {
     "train video-tokenizer": Verb("train a video tokenizer (codes for masked-token generation) on echo clips", train),
     "train text-encoder": Verb("train a small text encoder with its own tokenizer", train),
     "train classifier": Verb("train a finding classifier (judge and feature encoder)", train),
+    "train image-classifier": Verb("train a torchvision classifier of findings on real, synthetic or mixed films", train),
+    "train ejection-fraction": Verb("train an R(2+1)D regressor of the ejection fraction on echo clips", train),
+    "train re-identification": Verb("train the network that tells whether two films show one patient", train),
     "train segmenter": Verb("train an echo video segmenter (judge of generated videos)", train),
     "train text-to-cxr": Verb("train a text-to-chest-X-ray pipeline, or fine-tune a published one", train),
     "train progression": Verb("train a forecaster of the next visits (or its deterministic baseline)", train),
@@ -114,6 +117,35 @@ VERBS = {
     "evaluate autoencoder": Verb(
         "PSNR and SSIM of reconstructions on held-out images", "medgen.evaluation.autoencoder:evaluate_autoencoder"
     ),
+    "augment plan": Verb(
+        "plan synthetic films: which findings, sides and groups a training set lacks", "medgen.augmentation.plan:plan"
+    ),
+    "augment generate": Verb(
+        "sample a plan through quality and privacy gates; writes a manifest to train on", "medgen.augmentation.generate:generate"
+    ),
+    "augment train": Verb(
+        "train classifiers on real, synthetic and mixed films, at shares of the real data and over seeds",
+        "medgen.augmentation.experiment:train",
+    ),
+    "augment report": Verb(
+        "what synthesis gained or cost: intervals, paired differences, subgroup gaps, one page",
+        "medgen.augmentation.report:report",
+    ),
+    "augment text-probe": Verb(
+        "what fine-tuning taught a text encoder: linear probes before and after", "medgen.augmentation.text_probe:text_probe"
+    ),
+    "audit": Verb(
+        "privacy audit of a pipeline: copies, re-identification, membership, extraction, text noise; one report",
+        "medgen.evaluation.privacy.audit:audit",
+    ),
+    "audit gate": Verb(
+        "build a privacy gate for the sampler, validated with planted copies", "medgen.evaluation.privacy.gate:build_gate"
+    ),
+    "memcontrol search": Verb(
+        "search which parts to fine-tune: memorisation against quality, resumable", "medgen.memcontrol.search:search"
+    ),
+    "memcontrol train": Verb("fine-tune with a mask that a search found", "medgen.memcontrol.train:train"),
+    "memcontrol report": Verb("the Pareto front of a search with its baselines", "medgen.memcontrol.report:report"),
     "study plan": Verb(
         "power and sample size of a reader study, by simulation; says when a plan cannot support its claim",
         "medgen.study.plan:plan",
