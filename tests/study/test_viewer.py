@@ -115,7 +115,7 @@ def test_text_of_the_study_and_of_readers_stays_text_and_no_cell_is_a_formula(re
     comment = '=HYPERLINK("http://x","a,b")\n<img src=x onerror=window.harmed=1>'
     reading.press("1", "1", "c")
     reading.page.keyboard.insert_text(comment)
-    reading.press("Escape", "Enter").to_case().press("Backspace").see("#place", "Case 1 of 2")
+    reading.press("Escape", "Enter").to_case().press("Backspace").to_case().see("#place", "Case 1 of 2")
     assert reading.page.locator("textarea").input_value() == comment
     reading.press("p")
     table, notes = rows_of(reading.saved()), json.loads(reading.saved("JSON").read_text("utf-8"))
@@ -155,7 +155,7 @@ def test_an_expectation_cannot_be_changed_after_what_came_next_was_seen(reading,
     reading.to_case()
     later = nine.items[course]["media"][1]["frames"][0]["file"]
     assert reading.page.locator(".pane").count() == 2 and not any(later in url for url in reading.asked)
-    reading.press("1", "2", "Enter").see(".revealed figcaption", "day 20")
+    reading.press("1", "2", "Enter").to_case().see(".revealed figcaption", "day 20")
     assert any(later in url for url in reading.asked)
     reading.press("4", "Enter").see("h1", "Thank you")
     reading.page.get_by_role("button", name="Look at the last case").click()
@@ -326,3 +326,22 @@ def test_with_a_server_the_next_case_opens_only_after_it_has_the_answer(browser,
     assert [(int(row["position"]), row["answer"]) for row in kept] == [(0, "synthetic"), (1, "synthetic")]
     assert reading.faults == []
     elsewhere.close()
+
+
+def test_a_key_that_comes_while_an_answer_is_saved_changes_no_case(browser, served, nine):
+    """Fast hands and a slow network: the digit for the next case must not become the answer to the one before."""
+    _, _, links = served()
+    context = browser.new_context(viewport=DESKTOP)
+    reading, held = Reading(context.new_page()), []
+    reading.page.goto(links["r1"])
+    reading.to_case().answer("2", "5").press("Enter").to_case().see("#place", "Case 2 of 10")
+    context.route("**/api/answers", lambda route: held.append(route))
+    reading.press("1", "4", "Enter").see("#saved", "Saving")
+    reading.press("2", "6", "Backspace", "Enter")
+    assert reading.page.locator("#questions [aria-pressed=true]").all_inner_texts() == ["1\nreal", "4"]
+    held.pop().continue_()
+    reading.to_case()
+    assert reading.page.locator("#questions [aria-pressed=true]").count() == 0 and held == []
+    kept = reading.page.evaluate("async () => (await (await fetch('/api/mine')).json()).answers")
+    assert [(row["answer"], row["confidence"]) for row in kept] == [("synthetic", "5"), ("real", "4")]
+    context.close()

@@ -94,7 +94,6 @@ class App {
   async showPictures(shown) {
     const item = this.item;
     this.ready = false;
-    $("questions").inert = true; // nobody answers what he has not seen
     this.ask();
     try {
       await this.stage.show(picturesOf(shown, this.store.step(item) !== ""));
@@ -107,7 +106,6 @@ class App {
     }
     if (item !== this.item) return;
     this.ready = true;
-    $("questions").inert = false;
     this.panel.refresh(); // marks can be drawn now
     this.hint();
     this.store.clock.release("loading");
@@ -122,6 +120,7 @@ class App {
       item: this.item,
       stage: this.stage,
       training,
+      shut: () => this.shut,
       onAnswer: () => this.hint(),
     });
     const feedback = training && this.store.step(this.item) === "done" ? this.study.items[this.item].feedback : null;
@@ -131,19 +130,25 @@ class App {
     this.hint();
   }
 
+  /** Nobody answers what he has not seen; and a key meant for the next case must not change one that is being saved. */
+  get shut() {
+    return !this.ready || Boolean(this.busy);
+  }
+
   /** What the Next button will do, and what it still waits for. */
   hint() {
+    $("questions").inert = this.shut;
     const missing = this.panel.missing();
     const item = this.study.items[this.item];
     const reveals = item.questions.some((q) => q.before_reveal) && this.store.step(this.item) === "";
     const learns = item.training && item.feedback && this.store.step(this.item) !== "done";
     $("nextlabel").textContent = reveals ? "Show what came next" : learns ? "Show feedback" : "Next case";
-    $("next").setAttribute("aria-disabled", String(missing.length > 0 || !this.ready || Boolean(this.busy)));
+    $("next").setAttribute("aria-disabled", String(missing.length > 0 || this.shut));
     if (!missing.length) $("hint").textContent = "";
   }
 
   async next() {
-    if (this.busy || !this.ready || $("reading").hidden) return;
+    if (this.shut || $("reading").hidden) return;
     const missing = this.panel.missing();
     if (missing.length) {
       $("hint").textContent = `Still open: ${missing.join(" ")}`;
@@ -172,6 +177,7 @@ class App {
     if (!this.server) this.store.markSent(rows);
     if (!this.server || !rows.length) return true;
     this.busy = true;
+    if (this.item) this.hint();
     this.store.clock.hold("saving");
     $("saved").textContent = "Saving…";
     try {
@@ -185,7 +191,7 @@ class App {
     } finally {
       this.busy = false;
       this.store.clock.release("saving");
-      if (this.panel) this.hint();
+      if (this.item) this.hint();
     }
   }
 
@@ -330,7 +336,7 @@ class App {
     if (onButton && event.key === "Enter" && !(inAnswers && !this.panel.missing().length)) return undefined;
     if (!this.ready) return undefined;
     if (/^\d$/.test(event.key)) {
-      const used = event.repeat || this.panel.digit(event.key);
+      const used = event.repeat || this.busy || this.panel.digit(event.key);
       if (used !== "type") event.preventDefault();
       return undefined;
     }

@@ -29,7 +29,7 @@ class Part {
   }
 
   set(value) {
-    if (this.locked) return;
+    if (this.locked || this.panel.shut()) return;
     this.panel.store.answer(this.panel.item, this.id, { [this.field]: value });
     this.panel.answered(this);
   }
@@ -155,7 +155,7 @@ function order(part) {
   const options = optionsOf(part.question);
   let placed = [...(part.value ?? [])];
   const place = (value, at = placed.length) => {
-    if (part.locked) return;
+    if (part.locked || part.panel.shut()) return;
     placed = placed.filter((v) => v !== value);
     if (at !== null) placed.splice(at, 0, value);
     part.set(placed.length === options.length ? [...placed] : null);
@@ -227,8 +227,8 @@ const WIDGETS = { scale, choice, number, text, points, order };
 
 /** The questions of one item that may be answered now. Digits go to the active one, which moves on as they are answered. */
 class Panel {
-  constructor(root, { store, item, stage, training, onAnswer }) {
-    Object.assign(this, { root, store, item, stage, training, onAnswer });
+  constructor(root, { store, item, stage, training, shut, onAnswer }) {
+    Object.assign(this, { root, store, item, stage, training, shut, onAnswer });
     const revealed = store.step(item) !== "";
     const asked = store.study.items[item].questions;
     this.questions = asked.some((q) => q.before_reveal) && !revealed ? asked.filter((q) => q.before_reveal) : asked;
