@@ -88,12 +88,16 @@ class Case(Generic[C]):
 
 @dataclass(frozen=True)
 class Trajectory(Generic[C]):
-    """One sampled result: frames [T,H,W] float32 in [0,1] at times [T] (days or seconds, as the task says; a single image: 0)."""
+    """One sampled result: frames [T,H,W] float32 in [0,1] at times [T] (days or seconds, as the task says; a single image: 0).
+
+    `attempt` counts the draws that gates rejected before it.
+    """
 
     case: Case[C]
     index: int
     frames: np.ndarray
     times: np.ndarray
+    attempt: int = 0
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 While sampling: finished files, one `.metadata-<i>-of-<n>.jsonl` per shard, and what was asked (`sampling.json`, `cases.jsonl`).
 When the last trajectory is there, the shard that sees it merges the parts, in the order of the cases, into `metadata.jsonl`.
+Where gates reject attempts, one line of each goes the same way into `rejected.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-METADATA, SETTINGS, CASES = "metadata.jsonl", "sampling.json", "cases.jsonl"
+METADATA, SETTINGS, CASES, REJECTED = "metadata.jsonl", "sampling.json", "cases.jsonl", "rejected.jsonl"
 _FILES = {"file_name", "frames_file"}  # what a line promises to lie beside it, and the list `files`
 
 
@@ -28,6 +29,7 @@ class OutputFolder:
     def __init__(self, path: str | Path, part: str = "0-of-1") -> None:
         self.path = Path(path)
         self._part = self.path / f".metadata-{part}.jsonl"
+        self._rejected_part = self.path / f".rejected-{part}.jsonl"
 
     def claim(self, settings: Mapping[str, Any], cases: str) -> None:
         """Make the folder for exactly these settings and cases (JSON lines), or check that it was made for them.
@@ -78,45 +80,81 @@ class OutputFolder:
         for name, content in files.items():
             self._write_whole(name, content)
         digests = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
-        self._append(json.dumps({**line, "sha256": digests}, ensure_ascii=False).encode() + b"\n")
+        self._append(self._part, _json_line({**line, "sha256": digests}))
 
-    def merge(self, names: Sequence[str], summary: Callable[[list[dict[str, Any]]], Mapping[str, bytes]]) -> bool:
-        """If every file of `names` is there, write `metadata.jsonl` in that order and `summary`'s files; else return False."""
+    def reject(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a line (`file_name`, `attempt`, why) of every rejected attempt at one trajectory."""
+        if lines:
+            self._append(self._rejected_part, b"".join(map(_json_line, lines)))
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """The line of every rejected attempt, from all shards, each once (a trajectory that a kill cut short is attempted again)."""
+        lines: dict[tuple[str, int], dict[str, Any]] = {}
+        for path in [*sorted(self.path.glob(".rejected-*.jsonl")), self.path / REJECTED]:
+            lines |= {(line["file_name"], line["attempt"]): line for line in _read_lines(path, ("file_name", "attempt"))}
+        return list(lines.values())
+
+    def given_up(self, retries: int) -> set[str]:
+        """The `file_name` of every trajectory whose last attempt was rejected."""
+        return {line["file_name"] for line in self.rejected() if line["attempt"] >= retries}
+
+    def merge(
+        self,
+        names: Sequence[str],
+        summary: Callable[[list[dict[str, Any]]], Mapping[str, bytes]],
+        retries: int | None = None,
+    ) -> bool:
+        """If every file of `names` is there, write `metadata.jsonl` in that order and `summary`'s files; else return False.
+
+        With `retries` (a gated run's) trajectories that were given up may be missing, and `rejected.jsonl` is written, in that order.
+        """
         lines = self.finished()
-        if any(name not in lines for name in names):
+        missing = set() if retries is None else self.given_up(retries) - lines.keys()
+        if any(name not in lines and name not in missing for name in names):
             return False
-        ordered = [lines[name] for name in names]
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered).encode()
+        ordered = [lines[name] for name in names if name in lines]
+        content = b"".join(map(_json_line, ordered))
         target = self.path / METADATA
+        if retries is not None:
+            self._write_rejected(names)
         if not target.exists() or target.read_bytes() != content:
             for name, picture in summary(ordered).items():
                 self._write_whole(name, picture)
             self._write_whole(METADATA, content)
-        for leftover in [*self.path.glob(".metadata-*.jsonl"), *self.path.glob(".*.tmp")]:
-            leftover.unlink(missing_ok=True)
+        for pattern in (".metadata-*.jsonl", ".rejected-*.jsonl", ".*.tmp"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
         return True
+
+    def _write_rejected(self, names: Sequence[str]) -> None:
+        place = {name: number for number, name in enumerate(names)}
+        lines = sorted(self.rejected(), key=lambda line: (place[line["file_name"]], line["attempt"]))
+        content, target = b"".join(map(_json_line, lines)), self.path / REJECTED
+        if not target.exists() or target.read_bytes() != content:
+            self._write_whole(REJECTED, content)
 
     def _repair(self) -> None:
         """Cut a last line that a kill left without its end; its trajectory is sampled again."""
-        if self._part.exists():
-            content = self._part.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self._part, whole)
+        for part in (self._part, self._rejected_part):
+            if part.exists():
+                content = part.read_bytes()
+                whole = content.rfind(b"\n") + 1
+                if whole < len(content):
+                    os.truncate(part, whole)
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, part: Path, lines: bytes) -> None:
         try:
-            size = self._part.stat().st_size if self._part.exists() else 0
+            size = part.stat().st_size if part.exists() else 0
             try:
-                with self._part.open("ab") as stream:
-                    stream.write(line)
+                with part.open("ab") as stream:
+                    stream.write(lines)
                     stream.flush()
                     os.fsync(stream.fileno())
             except OSError:
-                os.truncate(self._part, size)
+                os.truncate(part, size)
                 raise
         except OSError as error:
-            raise self._unwritable(self._part, error) from None
+            raise self._unwritable(part, error) from None
 
     def _write_whole(self, name: str, content: bytes) -> None:
         path = self.path / name
@@ -144,7 +182,11 @@ def _promised(line: Mapping[str, Any]) -> list[str]:
     return [*(line[key] for key in sorted(_FILES & line.keys())), *line.get("files", ())]
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _json_line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+def _read_lines(path: Path, required: Sequence[str] = ("file_name",)) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -154,7 +196,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             values = json.loads(line)
-            values["file_name"]
+            for key in required:
+                values[key]
         except (ValueError, KeyError, TypeError):
             raise OutputError(f"{path}, line {number} is damaged; delete that line and run the same command again") from None
         lines.append(values)

@@ -13,6 +13,7 @@ import diffusers
 import torch
 
 from medgen import __version__
+from medgen.sampling.output import REJECTED
 from medgen.sampling.sampler import SamplingError
 from medgen.sampling.source import PipelineSource
 
@@ -26,6 +27,8 @@ RESERVED = frozenset(
         "file_name",
         "files",
         "sha256",
+        "attempt",
+        "gates",
         "trajectory",
         "noise_seed",
         "synthetic",
@@ -39,20 +42,39 @@ RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one call did: `new` of `total` `items`; `complete` when the folder holds all of them, from every shard."""
+    """What one call did: `new` of `total` `items`; `complete` when the folder holds all of them, from every shard.
+
+    Of a gated run also its `gates` as outputs name them, how many attempts they `rejected` so far (from every shard), and the names of
+    the trajectories that are `missing` because every attempt was; those count as done.
+    """
 
     out: Path
     new: int
     total: int
     complete: bool
     items: str = "images"
+    gates: tuple[str, ...] = ()
+    rejected: int = 0
+    missing: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        there = self.total - len(self.missing)
         if not self.complete:
-            return f"{self.out}: {self.new} new {self.items}; the rest of {self.total} is up to the other shards"
-        if not self.new:
-            return f"{self.out}: all {self.total} {self.items} were already there, nothing to do"
-        return f"{self.out}: {self.new} new {self.items}, all {self.total} there; see {self.out / CONTACT_SHEET}"
+            text = f"{self.out}: {self.new} new {self.items}; the rest of {self.total} is up to the other shards"
+        elif not self.new:
+            text = f"{self.out}: all {there} {self.items} were already there, nothing to do"
+        else:
+            text = f"{self.out}: {self.new} new {self.items}, all {there} there; see {self.out / CONTACT_SHEET}"
+        return "\n".join([text, *self._gated()])
+
+    def _gated(self) -> list[str]:
+        if not self.gates:
+            return []
+        lines = [f"gates {', '.join(self.gates)}: {self.rejected} attempts rejected (see {self.out / REJECTED})"]
+        if self.missing:
+            named = ", ".join(self.missing[:10]) + (f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else "")
+            lines.append(f"MISSING {len(self.missing)} of {self.total} {self.items}, every attempt rejected: {named}")
+        return lines
 
 
 def resolve_settings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from medgen.sampling.cases import (
     with_conditions,
     write_cases,
 )
+from medgen.sampling.gates import Gate, load_gates, spoken, spoken_all
 from medgen.sampling.output import OutputFolder
 from medgen.sampling.pictures import BitDepth, contact_sheet, png_bytes, quantise
 from medgen.sampling.request import CONTACT_SHEET, RESERVED, Dtype, Sampled, choose_device, resolve_settings
@@ -37,6 +38,8 @@ from medgen.sampling.source import find_pipeline, load_pipeline
 TextCase = Case[TextConditions]
 # From Python also a list of cases; on a command line a file.
 CasesArgument = Annotated[str | Path | Sequence[TextCase] | None, tyro.conf.arg(constructor=Path, metavar="FILE")]
+# From Python also gates; on a command line folders or names.
+GatesArgument = Annotated[Sequence[str | Path | Gate], tyro.conf.arg(constructor=tuple[str, ...], metavar="GATE ...")]
 _RESERVED = RESERVED | {"bit_depth"}
 
 
@@ -54,6 +57,8 @@ def sample(
     batch_size: int = 8,
     bit_depth: BitDepth = 8,
     dicom: bool = False,
+    gates: GatesArgument = (),
+    retries: int = 3,
     shard: str | None = None,
     device: str | None = None,
     dtype: Dtype = "float32",
@@ -76,6 +81,8 @@ def sample(
         batch_size: images in flight at once; never changes an image on a CPU.
         bit_depth: 8 or 16 bits of grey in the PNGs.
         dicom: also write each image as a DICOM DX file, marked synthetic.
+        gates: what an image must pass to be written: folders of gates (`medgen audit gate` makes a privacy gate) or `quality`.
+        retries: further attempts, each from other noise, at an image that a gate rejected; after the last one it is missing.
         shard: this process's part of the work, "0/3" for the first of three; read from torchrun's environment if not given.
         device: cpu, cuda, cuda:1, ...; the best there is if not given.
         dtype: precision of the network.
@@ -84,7 +91,7 @@ def sample(
 
     Raises `CaseError`, `PipelineError`, `OutputError` or `SamplingError` (all `ValueError`), before anything is sampled where possible.
     """
-    given = _cases(prompt, cases, n, seed, negative_prompt)
+    given, asked = _cases(prompt, cases, n, seed, negative_prompt), load_gates(gates)
     part, where = Shard.parse(shard), choose_device(device)
     lanes = Lanes(where, batch_size, threads)
     source = find_pipeline(pipeline)
@@ -94,12 +101,18 @@ def sample(
     _check_lengths(given, loaded)
     settings = resolve_settings(source, loaded, steps, guidance) | {"dtype": dtype, "bit_depth": bit_depth} | lanes.settings
     folder = OutputFolder(Path(out), f"{part.index}-of-{part.count}")
-    folder.claim({**settings, "dicom": dicom}, write_cases(given))
-    work = TextSampling(settings, bit_depth, dicom)
-    new = run(loaded, given, work.draw, work.files, work.metadata, folder, lanes, part, progress)
+    gating = {"gates": {gate.name: gate.describe() | {"validated": gate.validated} for gate in asked}, "retries": retries}
+    folder.claim({**settings, "dicom": dicom, **(gating if asked else {})}, write_cases(given))
+    work = TextSampling(settings, bit_depth, dicom, {gate.name: gate.validated for gate in asked})
+    new = run(loaded, given, work.draw, work.files, work.metadata, folder, lanes, part, progress, gates=asked, retries=retries)
     names = [f"{job.name}.png" for job in jobs_of(given)]
-    complete = folder.merge(names, lambda lines: {CONTACT_SHEET: contact_sheet([_captioned(Path(out), line) for line in lines])})
-    return Sampled(Path(out), new, len(names), complete)
+    complete = folder.merge(names, lambda lines: _summary(Path(out), lines), retries if asked else None)
+    if not asked:
+        return Sampled(Path(out), new, len(names), complete)
+    missing = folder.given_up(retries)
+    said = tuple(spoken(gate.name, gate.validated) for gate in asked)
+    lost = tuple(name.removesuffix(".png") for name in names if name in missing)
+    return Sampled(Path(out), new, len(names), complete, "images", said, len(folder.rejected()), lost)
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ class TextSampling:
     settings: dict[str, Any]
     bit_depth: BitDepth
     dicom: bool
+    gates: Mapping[str, bool] = field(default_factory=dict)  # name: validated
 
     def draw(self, pipeline: Any, jobs: Sequence[Job[TextConditions]]) -> list[Trajectory[TextConditions]]:
         asked = [job.case.conditions for job in jobs]
@@ -131,22 +145,25 @@ class TextSampling:
             "case_id": case.case_id,
             "trajectory": job.index,
             "seed": case.seed,
-            "noise_seed": case.noise_seed(job.index),
+            "noise_seed": job.noise_seed,
             "prompt": case.conditions.prompt,
             "negative_prompt": case.conditions.negative_prompt,
             "synthetic": True,
+            **({"attempt": job.attempt} if self.gates else {}),
             **self.settings,
             **case.extra,
         }
 
     def files(self, trajectory: Trajectory[TextConditions]) -> dict[str, bytes]:
-        line = self.metadata(Job(trajectory.case, trajectory.index))
+        line = self.metadata(Job(trajectory.case, trajectory.index, trajectory.attempt))
         notes = {
             "Synthetic": "true",
             "Comment": "Synthetic image made by a generative model: no patient is shown.",
             "Software": f"medgen {__version__}",
             **{key: str(line[key]) for key in ("model", "model_sha256", "case_id", "trajectory", "seed", "noise_seed")},
         }
+        if self.gates:
+            notes["Passed gates"] = ", ".join(spoken(name, validated) for name, validated in self.gates.items())
         files = {line["file_name"]: png_bytes(trajectory.frames[0], self.bit_depth, notes)}
         if self.dicom:
             files[f"{trajectory.name}.dcm"] = self._dicom(trajectory, line)
@@ -155,6 +172,8 @@ class TextSampling:
     def _dicom(self, trajectory: Trajectory[TextConditions], line: dict[str, Any]) -> bytes:
         # UIDs follow from the ids, and the ids from the settings: the same case at another guidance is another instance.
         settings = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+        if trajectory.attempt:
+            settings += f"/attempt {trajectory.attempt}"
         with tempfile.TemporaryDirectory() as scratch:
             path = write_dx(
                 Path(scratch) / "image.dcm",
@@ -205,5 +224,10 @@ def _check_lengths(cases: Sequence[TextCase], pipeline: Any) -> None:
                 )
 
 
+def _summary(folder: Path, lines: list[dict[str, Any]]) -> dict[str, bytes]:
+    return {CONTACT_SHEET: contact_sheet([_captioned(folder, line) for line in lines])} if lines else {}
+
+
 def _captioned(folder: Path, line: dict[str, Any]) -> tuple[Path, str]:
-    return folder / line["file_name"], f"{line['case_id']} #{line['trajectory']}: {line['prompt']}"
+    gated = f" [gates: {spoken_all(line['gates'])}]" if "gates" in line else ""
+    return folder / line["file_name"], f"{line['case_id']} #{line['trajectory']}:{gated} {line['prompt']}"

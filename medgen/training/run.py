@@ -25,10 +25,12 @@ TASKS = {
     "echo-tokens": ("medgen.tasks.echo_tokens", "EchoTokensRecipe", "EchoTokens"),
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
+    "image-classifier": ("medgen.tasks.image_classifier", "ImageClassifierRecipe", "ImageClassifierTask"),
     "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),
     "progression": ("medgen.tasks.progression", "ProgressionRecipe", "Progression"),
     "film-meter": ("medgen.tasks.film_meter", "FilmMeterRecipe", "FilmMeterTask"),
     "ecg-translation": ("medgen.tasks.ecg_translation", "ECGTranslationRecipe", "ECGTranslation"),
+    "re-identification": ("medgen.tasks.re_identification", "ReIdentificationRecipe", "ReIdentificationTask"),
 }
 """Task name → module, recipe schema, task class (imported only when asked for)."""
 _PUBLISHED = ("medgen.tasks.published", "PublishedRecipe", "PublishedTextToCXR")
