@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from medgen.data.records import CXRRecord, FindingLabel
@@ -20,6 +21,7 @@ from medgen.seeds import stable_seed
 CaptionSource = Literal["reports", "written"]
 FRONTAL = ("PA", "AP", "UNKNOWN")
 _PROMPTS = PromptConfig(sections="both", view=True)
+_labels = lru_cache(maxsize=65536)(label_text)  # reports repeat, and reading one takes milliseconds
 _WORDS = {"F": "woman", "M": "man"}
 
 
@@ -50,7 +52,7 @@ def caption(findings: str, impression: str, sex: Literal["F", "M"] | None, age: 
     """A report as a caption. Raises `ReportError` if no words about the image remain."""
     prefix = "PA chest X-ray."  # as long in tokens as any other view's
     text = report_to_prompt(findings, impression, "PA", _PROMPTS).removeprefix(prefix).strip()
-    return Caption(findings, impression, text, label_text(text), sex, age, source)
+    return Caption(findings, impression, text, _labels(text), sex, age, source)
 
 
 def real_captions(records: Sequence[CXRRecord]) -> list[Caption]:

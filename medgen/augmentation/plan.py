@@ -87,7 +87,7 @@ def plan(
     real = count_records(records)
     _check_classes(records, data.name)
     source: CaptionSource = _source(data) if captions == "auto" else captions
-    pool = real_captions(records) if source == "reports" else written_captions(max(2 * n, 1000), seed)
+    pool = real_captions(records) if source == "reports" else written_captions(max(2 * n, 400), seed)
     shares, notes = finding_shares(asked, real, n)
     _check_possible(pool, shares, data.name, source)
     wanted = aims(pool, shares, asked, real)

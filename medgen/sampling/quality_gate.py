@@ -33,6 +33,8 @@ class QualityGate:
 
     The score is the smallest margin over everything checked, in logits: how far the judge's output is from its threshold on the
     asked side, so 0 is the limit. `unmentioned`: what the prompt does not mention must not be seen either, as labels read it.
+    `validated`: the judge was measured on held-out real films; what the gate itself stops, `check_quality_gate` measures
+    (`medgen.augmentation.quality_check`).
     """
 
     name = "quality"
@@ -43,7 +45,7 @@ class QualityGate:
         self.judge, self.fingerprint, self.unmentioned = judge.eval(), fingerprint, unmentioned
         measured = validation.get("outputs", {})
         self.auroc = {name: measured.get(name, {}).get("auroc") for name in OUTPUTS}
-        self.abstains = tuple(name for name in OUTPUTS if (self.auroc[name] or 0) < READABLE_AUROC)
+        self.abstains = tuple(name for name, area in self.auroc.items() if area is not None and area < READABLE_AUROC)
         self.validated = any(value is not None for value in self.auroc.values())
         self._limits = torch.logit(judge.thresholds.double().clamp(1e-6, 1 - 1e-6))
         self._images = int(validation.get("images", 0))
@@ -78,12 +80,13 @@ class QualityGate:
             "validated_on_films": self._images,
         }
 
-    @torch.inference_mode()
     def check(self, images: Tensor, cases: Sequence[Case[Any]]) -> list[Verdict]:
         """One verdict for each of `images` [B,1,H,W] in [-1,1]; each is looked at alone, so that no verdict depends on another."""
-        return [self._one(image[None], _labels(case.conditions.prompt)) for image, case in zip(images, cases, strict=True)]
+        return [self.verdict(image[None], _labels(case.conditions.prompt)) for image, case in zip(images, cases, strict=True)]
 
-    def _one(self, image: Tensor, labels: Sequence[FindingLabel]) -> Verdict:
+    @torch.inference_mode()
+    def verdict(self, image: Tensor, labels: Sequence[FindingLabel]) -> Verdict:
+        """Whether `image` [1,1,H,W] in [-1,1] shows what `labels` state."""
         size = (int(self.judge.config["image_size"]),) * 2
         if image.shape[-2:] != size:
             image = functional.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
