@@ -131,6 +131,30 @@ def _classifier(recipe: Any) -> Example:
     return model, lambda: model(torch.zeros(1, 1, size, size))
 
 
+def _image_classifier(recipe: Any) -> Example:
+    from medgen.models.image_classifier import ImageClassifier
+
+    shape, size = recipe.model, recipe.data.preprocessing.size
+    model = ImageClassifier(shape.network, shape.width, size, recipe.data.findings)
+    return model, lambda: model(torch.zeros(1, 1, size, size))
+
+
+def _ejection_fraction(recipe: Any) -> Example:
+    from medgen.models.ejection_fraction import EjectionFractionRegressor
+
+    clip = recipe.data.preprocessing
+    model = EjectionFractionRegressor(recipe.model.width, clip.frames, clip.size, clip.fps)
+    return model, lambda: model(torch.zeros(1, clip.frames, 1, clip.size, clip.size))
+
+
+def _re_identification(recipe: Any) -> Example:
+    from medgen.models.siamese import SiameseNetwork
+
+    size = recipe.data.preprocessing.size
+    model = SiameseNetwork(image_size=size, **recipe.model.model_dump())
+    return model, lambda: model(torch.zeros(1, 1, size, size))
+
+
 def _text_encoder(recipe: Any) -> Example:
     from medgen.tasks.text_encoder import ReportEncoder
 
@@ -291,8 +315,11 @@ _EXAMPLES: dict[str, Callable[[Any], Example]] = {
     "ecg-to-echo": _ecg_to_echo,
     "ecg-translation": _ecg_translation,
     "echo-tokens": _echo_tokens,
+    "ejection-fraction": _ejection_fraction,
     "film-meter": _film_meter,
+    "image-classifier": _image_classifier,
     "progression": _progression,
+    "re-identification": _re_identification,
     "segmenter": _segmenter,
     "text-encoder": _text_encoder,
     "text-to-cxr": _text_to_cxr,
