@@ -1,0 +1,232 @@
+"""From an audit to one page that a data protection officer, a statistician and a radiologist can read."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from medgen.evaluation.images import load_square
+from medgen.evaluation.plots import GENERATED, INK, QUIET, REAL, svg
+from medgen.evaluation.privacy.extraction import Extraction
+from medgen.evaluation.privacy.membership import Attack, Membership
+from medgen.evaluation.privacy.subjects import Subjects
+from medgen.evaluation.privacy.text_noise import TextNoise
+from medgen.evaluation.report import estimate, percent
+
+FLAGGED, CLEAR, UNMEASURED = "flagged", "not flagged", "not measured"
+_SHOWN = 6
+SCORES = {
+    "loss": "denoising loss",
+    "caption": "loss without caption − loss with it",
+    "reference": "loss of the reference pipeline − loss",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part in the table: what was asked, what would count against the pipeline, what came out, what it cannot show."""
+
+    part: str
+    question: str
+    verdict: str
+    criterion: str
+    measured: str
+    cannot_show: str
+
+
+@dataclass(frozen=True)
+class _Text:
+    question: str
+    criterion: str
+    cannot_show: str
+    read: Callable[[Any], tuple[bool, str]]
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """The table; a result that is a sentence says why there is none."""
+    table = []
+    for name, result in results.items():
+        text = TEXTS[name]
+        if isinstance(result, str):
+            verdict, measured = UNMEASURED, result
+        else:
+            flagged, measured = text.read(result)
+            verdict = FLAGGED if flagged else CLEAR
+        table.append(Row(name, text.question, verdict, text.criterion, measured, text.cannot_show))
+    return table
+
+
+def render(
+    table: Sequence[Row],
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    train: Subjects,
+    out: Path,
+    real_images: bool = True,
+) -> str:
+    """The page; without `real_images` it shows no film of a real patient (of the generations only those that are no copies)."""
+    environment = Environment(
+        loader=PackageLoader("medgen.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"estimate": estimate, "percent": percent}
+    measured = {name: result for name, result in results.items() if not isinstance(result, str)}
+    return environment.get_template("privacy.html.j2").render(
+        rows=table,
+        flagged=[row for row in table if row.verdict == FLAGGED],
+        unmeasured=[row for row in table if row.verdict == UNMEASURED],
+        m=measured,
+        facts=facts,
+        scores=SCORES,
+        roc=Markup(_roc(measured["membership"])) if "membership" in measured else "",
+        strips=Markup(_membership_strip(measured["membership"].attack)) if "membership" in measured else "",
+        pulls=Markup(_pull_strip(measured["text_noise"])) if "text_noise" in measured else "",
+        asked=_asked(measured["extraction"], train, out, real_images) if "extraction" in measured else [],
+        real_images=real_images,
+    )
+
+
+def _read_membership(result: Membership) -> tuple[bool, str]:
+    attack = result.attack
+    rates = "; ".join(
+        f"at {100 * at.false_positive_rate:.3g} % false alarms "
+        + (
+            f"{percent(at.true_positive_rate)} of members found"
+            if at.true_positive_rate
+            else f"not measurable with {len(attack.strangers)} strangers"
+        )
+        for at in attack.at
+    )
+    return attack.found, f"AUC {estimate(attack.auc)} by {SCORES[attack.score]}; {rates}"
+
+
+def _read_text_noise(result: TextNoise) -> tuple[bool, str]:
+    return result.auc.low > 0.5, (
+        f"AUC {estimate(result.auc)}; median norm {estimate(result.ratio, 2)} times the held-out captions'; "
+        f"{percent(result.high)} of training captions above 99 % of held-out ones"
+    )
+
+
+def _read_extraction(result: Extraction) -> tuple[bool, str]:
+    shown, all_of = round(result.extracted.value * result.extracted.n), result.extracted.n
+    cliques = round(result.cliques.value * all_of)
+    return shown > 0, (
+        f"{shown} of {all_of} captions gave their training film ({percent(result.extracted)}); {cliques} gave a clique; near a film "
+        f"of a stranger: {percent(result.near_strangers)}"
+    )
+
+
+TEXTS: Mapping[str, _Text] = {
+    "membership": _Text(
+        "Can someone who has a film, its report and the weights tell that the patient was in the training set?",
+        "The 95 % interval of the area under the ROC curve of the decisive score lies above 0.5 (patients resampled).",
+        "Stronger attacks exist (many shadow models, gradients). A model that is only queried gives less away than one whose weights are "
+        "published. Nothing about patients who were not drawn.",
+        _read_membership,
+    ),
+    "text_noise": _Text(
+        "Do training captions pull the denoiser harder than captions it never saw?",
+        "The 95 % interval of the AUC of training against held-out captions lies above 0.5 (patients resampled).",
+        "It needs no film, so it cannot say which film was memorised, or whether one comes out. A model fine-tuned on differently worded "
+        "reports may pull harder without any memory.",
+        _read_text_noise,
+    ),
+    "extraction": _Text(
+        "Does asking for a training caption again and again bring its film back?",
+        "At least one caption whose generations form a clique (at least a fifth of them all near each other) around its training film.",
+        "Captions that were not asked, prompts made to extract, films that come back only in part. It looks at 32 x 32 pixels: a copy "
+        "that was flipped or cropped passes.",
+        _read_extraction,
+    ),
+}
+
+
+def _asked(result: Extraction, train: Subjects, out: Path, real_images: bool) -> list[dict[str, Any]]:
+    """Captions with what came of them, nearest first."""
+    row_of = {record.record_id: row for row, record in enumerate(train.records)}
+    size = train.films.preprocessing.size
+    shown = []
+    for asked in sorted(result.asked, key=lambda one: (not one.extracted, one.nearest))[:_SHOWN]:
+        film = _picture(train.images([row_of[asked.record_id]])[0]) if real_images else None
+        hidden = asked.extracted and not real_images  # a copy of a film is that film
+        drawn = [] if hidden else [_picture(load_square(out / "extraction" / name, size)) for name in asked.files]
+        shown.append({"asked": asked, "film": film, "drawn": drawn})
+    return shown
+
+
+def _picture(image: Tensor) -> str:
+    """A film [1,H,W] in [-1,1] as a data URI."""
+    grey = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    content = io.BytesIO()
+    Image.fromarray(grey).save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    return figure, axes
+
+
+def _roc(result: Membership) -> str:
+    """Members found over false alarms, of every score."""
+    figure, axes = _axes(4.6, 4.0)
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle=":")
+    for attack in result.attacks:
+        members, strangers = np.array(attack.members), np.array(attack.strangers)
+        cuts = np.concatenate([[np.inf], np.sort(np.concatenate([members, strangers]))[::-1]])
+        found, false = ((side[None] >= cuts[:, None]).mean(1) for side in (members, strangers))
+        decisive = attack.score == result.decisive
+        axes.step(
+            false, found, where="post", label=SCORES[attack.score] + (" (decisive)" if decisive else ""),
+            color=GENERATED if decisive else REAL, linewidth=2.2 if decisive else 1.4, linestyle="-" if attack.score != "caption" else "--",
+        )  # fmt: skip
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.set_xlabel("strangers taken for members", fontsize=9, color=INK)
+    axes.set_ylabel("members found", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return svg(figure)
+
+
+def _membership_strip(attack: Attack) -> str:
+    return _strip(
+        {"training patients": attack.members, "held-out patients": attack.strangers},
+        f"score of a patient: {SCORES[attack.score]}",
+    )
+
+
+def _pull_strip(result: TextNoise) -> str:
+    return _strip(
+        {"training captions": result.train, "held-out captions": result.heldout}, "difference that the caption makes to ε"
+    )
+
+
+def _strip(values: Mapping[str, Sequence[float]], label: str) -> str:
+    """One dot a patient or caption, on one line a side."""
+    figure, axes = _axes(6.2, 2.0)
+    spread = np.random.default_rng(0)
+    for row, (colour, (_, side)) in enumerate(zip((GENERATED, REAL), values.items(), strict=True)):
+        axes.plot(
+            side, -row + spread.uniform(-0.22, 0.22, len(side)), "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0
+        )
+        axes.plot([np.median(side)] * 2, [-row - 0.32, -row + 0.32], color=INK, linewidth=1.5)
+    axes.set_yticks([0, -1], list(values))
+    axes.set_xlabel(label, fontsize=9, color=INK)
+    return svg(figure)
