@@ -67,7 +67,7 @@ def open_cohorts(real: Path, synthetic: Path | None, external: Path | None, find
     _refuse_shared_patients(manifests, paths)
     cohorts = Cohorts(manifests["real"], manifests.get("synthetic"), manifests.get("external"), tuple(findings), films)
     for split in ("train", "val", "test"):
-        refuse_one_class(cohorts.part(split).records, findings, f"{real}, split {split!r}")  # type: ignore[arg-type]
+        refuse_one_class(cohorts.part(split).records, findings, f"{real}, split {split!r}")
     if cohorts.external is not None:
         refuse_one_class(cohorts.external.records, findings, str(external))
     return cohorts
@@ -103,20 +103,24 @@ def sources(
     """What `arm` trains on at `fraction` of the real patients (the last stage of "pretrained"). Raises `ConfigError` where films lack.
 
     "synthetic" has as many films as the real arm, "synthetic-3x" three times as many; "mixed-3x" adds those to the real ones.
+    "-all" takes every synthetic film there is.
     """
     own = FilmSource(manifest=real, fraction=fraction, rare=rare)
     if arm in ("real", "pretrained"):
         return (own,)
     assert synthetic is not None
-    kind, _, times = arm.partition("-")
-    count = int(times[:-1] or 1 if times else 1) * len(drawn(own, films, seed))
-    there = sum(record.split == "train" for record in films.manifest(synthetic).records)
-    if count > there:
-        raise ConfigError(
-            f"arms.{arm} at {fraction:g} of the real patients needs {count} synthetic films; {synthetic} has {there}. Take that "
-            "fraction out of the arm, or generate more"
-        )
-    added = FilmSource(manifest=synthetic, films=count)
+    kind, _, amount = arm.partition("-")
+    if amount == "all":
+        added = FilmSource(manifest=synthetic)
+    else:
+        count = int(amount.removesuffix("x") or 1) * len(drawn(own, films, seed))
+        there = sum(record.split == "train" for record in films.manifest(synthetic).records)
+        if count > there:
+            raise ConfigError(
+                f"arms.{arm} at {fraction:g} of the real patients needs {count} synthetic films; {synthetic} has {there}. Take that "
+                "fraction out of the arm, or generate more"
+            )
+        added = FilmSource(manifest=synthetic, films=count)
     return (own, added) if kind == "mixed" else (added,)
 
 

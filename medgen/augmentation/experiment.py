@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 from medgen.augmentation.cohorts import Cohorts, open_cohorts, refuse_one_class, sources
 from medgen.config import Config, ConfigError, load_config, save_config
 from medgen.data.images import ImagePreprocessing
-from medgen.data.records import FINDINGS, Finding
+from medgen.data.records import Finding
 from medgen.models.image_classifier import ImageClassifier
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.classifier import JudgeAugmentation
@@ -46,7 +46,7 @@ from medgen.training.checkpoint import checkpoints, read_tensors
 from medgen.training.guards import EXIT_STOPPED
 from medgen.training.loop import train as train_task
 
-_ARM = re.compile(r"real|pretrained|(synthetic|mixed)(-[1-9]x)?")
+_ARM = re.compile(r"real|pretrained|synthetic|(synthetic|mixed)-([1-9]x|all)")
 # A later call may ask for more arms and seeds; what the manifests hold is compared, not where they lie.
 _FREE = ("arms", "seeds", "real", "synthetic", "external", "cache")
 _TELLING = ("out", "workers", "preflight", "log_every", "tensorboard", "wandb_project", "cpu")  # of `train`: change no weight
@@ -62,10 +62,11 @@ class ExperimentConfig(Config):
         ...,
         min_length=1,
         description="fractions of the real patients, by arm: real, synthetic (as many films as real; synthetic-3x: three times as "
-        "many), mixed-1x to mixed-9x (real and so many times as many synthetic), pretrained (all synthetic films, then real)",
+        "many; synthetic-all), mixed-1x to mixed-9x (real and so many times as many synthetic), mixed-all, pretrained (all "
+        "synthetic films, then real)",
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of patients drawn, weights, and order")
-    findings: tuple[Finding, ...] = Field(FINDINGS, min_length=1)
+    findings: tuple[Finding, ...] = Field(get_args(Finding), min_length=1)
     rare: Thinning | None = Field(None, description="make a finding rare among the real training films; val and test stay")
     validate_on_fraction: bool = Field(
         False,
@@ -89,7 +90,7 @@ class ExperimentConfig(Config):
         for arm, fractions in arms.items():
             if not _ARM.fullmatch(arm):
                 raise ValueError(
-                    f"{arm!r} is no arm; there are real, synthetic, synthetic-2x to -9x, mixed-1x to -9x, pretrained"
+                    f"{arm!r} is no arm; there are real, synthetic, synthetic-2x to -9x or -all, mixed-1x to -9x or -all, pretrained"
                 )
             if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
                 raise ValueError(f"{arm}: fractions of the real patients are above 0 and at most 1")
@@ -200,10 +201,9 @@ def take(run: Run, experiment: ExperimentConfig, cohorts: Cohorts) -> None:
     model, chosen = choose(recipe, sets["val"])
     write_predictions(folder / "predictions.parquet", model, sets, experiment)
     model.save_pretrained(folder / "model")
-    own, *_ = [drawn(source, cohorts.films, run.seed) for source in taken]
     trained: FindingFilms = task.dataset("train")
     shown = (trained.targets * trained.mask).sum(0).int().tolist()
-    from_real = own.records if taken[0].manifest == experiment.real else ()
+    from_real = [record for manifest, record in trained.records if manifest.sha256 == cohorts.real.sha256]
     facts = {
         "arm": run.arm, "fraction": run.fraction, "seed": run.seed, "folder": run.folder,
         "real_films": len(from_real), "real_patients": len({record.patient_id for record in from_real}),
@@ -238,7 +238,7 @@ def _train(recipe: ImageClassifierRecipe, films: Films) -> ImageClassifierTask:
 def choose(recipe: ImageClassifierRecipe, val: FindingFilms) -> tuple[ImageClassifier, dict[str, Any]]:
     """The candidate with the smallest loss on the real films of `val`, and which it was."""
     device = torch.device("cuda" if torch.cuda.is_available() and not recipe.train.cpu else "cpu")
-    model = build(recipe.model, recipe.data).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = build(recipe.model, recipe.data).to(device, memory_format=torch.channels_last).eval()
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
     losses = {}
     for folder in checkpoints(recipe.train.out / "checkpoints"):
@@ -303,12 +303,15 @@ def claim(experiment: ExperimentConfig, cohorts: Cohorts, runs: list[Run]) -> No
 
 
 def _facts(experiment: ExperimentConfig, cohorts: Cohorts) -> dict[str, Any]:
-    named = {"real": cohorts.real, "synthetic": cohorts.synthetic, "external": cohorts.external}
-    paths = {"real": experiment.real, "synthetic": experiment.synthetic, "external": experiment.external}
+    named = {
+        "real": (experiment.real, cohorts.real),
+        "synthetic": (experiment.synthetic, cohorts.synthetic),
+        "external": (experiment.external, cohorts.external),
+    }
     manifests = {
-        key: {"path": str(paths[key].resolve()), "name": m.name, "sha256": m.sha256, "films": len(m)}  # type: ignore[union-attr]
-        for key, m in named.items()
-        if m is not None
+        key: {"path": str(path.resolve()), "name": manifest.name, "sha256": manifest.sha256, "films": len(manifest)}
+        for key, (path, manifest) in named.items()
+        if path is not None and manifest is not None
     }
     return {"findings": list(experiment.findings), "manifests": manifests, "config": experiment.model_dump(mode="json")}
 

@@ -64,9 +64,10 @@ class ImageClassifier(ModelMixin, ConfigMixin):
         if network in _RESNETS:
             self.backbone: nn.Module = NarrowResNet(*_RESNETS[network], width, len(outputs))
         elif network == "densenet121":
-            self.backbone = DenseNet(width // 2, (6, 12, 24, 16), width, num_classes=len(outputs))
-            self.backbone.features.conv0 = nn.Conv2d(1, width, 7, stride=2, padding=3, bias=False)
-            nn.init.kaiming_normal_(self.backbone.features.conv0.weight)
+            dense = DenseNet(width // 2, (6, 12, 24, 16), width, num_classes=len(outputs))
+            dense.features.conv0 = stem = nn.Conv2d(1, width, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(stem.weight)
+            self.backbone = dense
         else:
             raise ValueError(f"no network {network!r}; there are {', '.join((*_RESNETS, 'densenet121'))}")
 

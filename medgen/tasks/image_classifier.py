@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class ImageClassifierData(Config):
 
     sources: tuple[FilmSource, ...] = Field(..., min_length=1)
     validation: Path | None = Field(None, description="manifest whose split `val` is watched (of real patients)")
-    findings: tuple[Finding, ...] = Field(FINDINGS, min_length=1, description="what to predict")
+    findings: tuple[Finding, ...] = Field(get_args(Finding), min_length=1, description="what to predict")
     seed: int = Field(0, description="which patients and films a smaller share has")
     preprocessing: ImagePreprocessing = ImagePreprocessing()
     cache: Path | None = Field(None, description="folder for preprocessed images; default: none are kept")
