@@ -134,6 +134,8 @@ def train(config: Path, overrides: tyro.conf.Positional[tuple[str, ...]] = (), s
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"shard {shard} of {shards}: shards are counted from 0")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("the runs of an experiment are shared out by --shard and --shards, one process each, not by a launcher")
     experiment = load_config(ExperimentConfig, config, overrides)
     films = Films(experiment.preprocessing, experiment.cache, experiment.in_memory)
     cohorts = open_cohorts(experiment.real, experiment.synthetic, experiment.external, experiment.findings, films)

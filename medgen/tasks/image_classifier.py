@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -194,13 +195,12 @@ def thinned(records: Sequence[CXRRecord], rare: Thinning, seed: int, where: Path
             f"{where}: {rare.finding} in {rare.prevalence:.2%} of the films would be {wanted} of them; there are {len(shown)} that "
             f"show it and {others} that do not"
         )
-    count, leave = 0, set[str]()
-    for patient in _shuffled({record.patient_id for record in shown}, "rare", seed):
-        films = sum(record.patient_id == patient for record in shown)
-        if count + films > wanted and count:
+    count, leave, films_of = 0, set[str](), Counter(record.patient_id for record in shown)
+    for patient in _shuffled(films_of, "rare", seed):
+        if count + films_of[patient] > wanted and count:
             leave.add(patient)
         else:
-            count += films
+            count += films_of[patient]
     return [record for record in records if record.patient_id not in leave]
 
 

@@ -26,6 +26,7 @@ TASKS = {
     "text-encoder": ("medgen.tasks.text_encoder", "TextEncoderRecipe", "TextEncoderTask"),
     "classifier": ("medgen.tasks.classifier", "ClassifierRecipe", "ClassifierTask"),
     "image-classifier": ("medgen.tasks.image_classifier", "ImageClassifierRecipe", "ImageClassifierTask"),
+    "ejection-fraction": ("medgen.tasks.ejection_fraction", "EjectionFractionRecipe", "EjectionFractionTask"),
     "segmenter": ("medgen.tasks.segmenter", "SegmenterRecipe", "SegmenterTask"),
     "progression": ("medgen.tasks.progression", "ProgressionRecipe", "Progression"),
     "film-meter": ("medgen.tasks.film_meter", "FilmMeterRecipe", "FilmMeterTask"),
