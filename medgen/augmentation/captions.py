@@ -6,7 +6,7 @@ carry nobody's: the writer describes digital patients who are in no data set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -25,6 +25,11 @@ _labels = lru_cache(maxsize=65536)(label_text)  # reports repeat, and reading on
 _WORDS = {"F": "woman", "M": "man"}
 
 
+def present_sides(labels: Iterable[FindingLabel]) -> dict[str, str | None]:
+    """Side (None: has none, or it is not said) of every finding that is stated present."""
+    return {label.name: label.side for label in labels if label.state == "present"}
+
+
 @dataclass(frozen=True)
 class Caption:
     """What one report says, as a prompt after its view; `labels` are read from exactly these words, so no label lacks its words."""
@@ -40,7 +45,7 @@ class Caption:
     @property
     def present(self) -> dict[str, str | None]:
         """Side (None: has none, or it is not said) by finding that is stated present."""
-        return {label.name: label.side for label in self.labels if label.state == "present"}
+        return present_sides(self.labels)
 
     def prompt(self, view: str, person: bool) -> str:
         """The words after the view's ("PA chest X-ray.") and, if asked, the person's ("67-year-old woman.")."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.augmentation.attempts import attempts_of, rejections
+from medgen.augmentation.captions import present_sides
 from medgen.augmentation.contact_sheet import SHEET, by_stratum, compare_sheet
 from medgen.augmentation.plan import CASES, PLAN, PlanError, rarest_first, stratum
 from medgen.augmentation.target import Counts, count, count_records
@@ -111,7 +112,7 @@ def summarise(
     by_id = {case.case_id: case.extra for case in cases}
     asked, delivered = (_counted([by_id[name] for name in names]) for names in (by_id, [line["case_id"] for line in kept]))
     groups = rejections(attempts_of(by_id, kept, rejected))
-    first = next((line["gates"] for line in [*kept, *rejected] if line.get("gates")), {})
+    first: Mapping[str, Any] = next((line["gates"] for line in [*kept, *rejected] if line.get("gates")), {})
     gates = {name: _gate_facts(name, bool(said["validated"]), kept, rejected) for name, said in first.items()}
     missing = sorted(set(by_id) - {line["case_id"] for line in kept})
     notes = [f"gate {name} is not validated" for name, one in gates.items() if not one["validated"]]
@@ -133,7 +134,8 @@ def _gate_facts(
     name: str, validated: bool, kept: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     mine = [line for line in rejected if not line["gates"][name]["passed"]]
-    reasons = Counter(reason for line in mine for reason in line["gates"][name]["reason"].partition(";")[0].split(", "))
+    said = (reason for line in mine for reason in line["gates"][name]["reason"].split("; "))
+    reasons = Counter(reason for reason in said if not reason.startswith("not judged"))
     rate = wilson(len(mine), len(kept) + len(rejected))
     return {"validated": validated, "rejected": len(mine), "rate": rate.as_dict(), "reasons": dict(reasons.most_common())}
 
@@ -153,8 +155,8 @@ def _real_films(plan: Path, facts: Mapping[str, Any]) -> tuple[dict[str, list[Pa
     if real.sha256 != facts["manifest"]["sha256"]:
         return {}, f"{path} has changed since the plan: the sheet shows synthetic films only"
     rarest = rarest_first(count_records(real.records))
-    shown = [({x.name: x.side for x in record.labels if x.state == "present"}, record) for record in real.records]
-    return by_stratum([(stratum(present, rarest), real.image_path(record)) for present, record in shown]), None
+    films = [(stratum(present_sides(record.labels), rarest), real.image_path(record)) for record in real.records]
+    return by_stratum(films), None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,25 +97,25 @@ def plan(
     notes += _missed(wanted, weights)
     notes += [REAL_WORDS] * (source == "reports") + [UNSEEN_PERSON] * (asked.groups == "equal" and not asked.person)
     planned = count([(c.present, c.sex, c.age, case.extra["view"]) for c, case in zip(chosen, cases, strict=True)])
-    repeats = max(Counter(caption.source for caption in chosen).values())
+    origin = {"name": data.name, "sha256": data.sha256, "path": os.path.relpath(manifest, out), "split": split}
     facts = {
         "medgen": __version__,
-        "manifest": {"name": data.name, "sha256": data.sha256, "path": os.path.relpath(manifest, out), "split": split},
+        "manifest": origin,
         "patients": len({record.patient_id for record in records}),
         "seed": seed,
         "captions": source,
         "reports_to_choose_from": len(pool),
-        "most_prompts_of_one_report": repeats,
+        "most_prompts_of_one_report": max(Counter(caption.source for caption in chosen).values()),
         "target": asked.model_dump(mode="json"),
         "finding_shares": shares,
         "real": dataclasses.asdict(real),
         "planned": dataclasses.asdict(planned),
         "notes": notes,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CASES).write_text(write_cases(cases), encoding="utf-8")
-    (out / PLAN).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    (out / PLOT).write_bytes(draw_plan(real, planned, shares))
+    _write(
+        out,
+        {CASES: write_cases(cases).encode(), PLAN: json.dumps(facts, indent=1).encode(), PLOT: draw_plan(real, planned, shares)},
+    )
     return Planned(out, n, tuple(notes))
 
 
@@ -130,6 +130,12 @@ def stratum(present: dict[str, str | None], rarest: Sequence[str]) -> str:
 def rarest_first(real: Counts) -> list[str]:
     """FINDINGS by how many real films show them."""
     return sorted(FINDINGS, key=lambda name: real.findings.get(name, 0))
+
+
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
 
 
 def _source(data: Manifest[CXRRecord]) -> CaptionSource:
@@ -190,7 +196,8 @@ def _draw(pool: Sequence[Caption], weights: Floats, n: int, seed: int) -> list[C
 
 def _cases(chosen: Sequence[Caption], target: Target, real: Counts, seed: int) -> list[Case[TextConditions]]:
     """One case for each film; its labels are what the prompt says."""
-    shares = target.views or {view: films / real.films for view, films in real.views.items() if view != "UNKNOWN"} or {"PA": 1.0}
+    shares: dict[str, float] = {str(view): share for view, share in target.views.items()}
+    shares = shares or {view: float(films) for view, films in real.views.items() if view != "UNKNOWN"} or {"PA": 1.0}
     rng = np.random.default_rng(stable_seed("augmentation views", seed))
     names = list(shares)
     ends = np.cumsum([shares[name] for name in names])

@@ -41,7 +41,7 @@ def check_quality_gate(heldout: Path, out: Path, judge: Path | None = None, spli
     for record in (record for record in manifest.records if record.view in FRONTAL):
         image = load_image(manifest.image_path(record), int(gate.judge.config["image_size"]))[None]
         passed = gate.verdict(image, record.labels).passed
-        present = [label.name for label in record.labels if label.state == "present"]
+        present: list[str] = [label.name for label in record.labels if label.state == "present"]
         for group in ("all", *(present or ["normal"])):
             own[group].append((record.patient_id, passed))
         for kind, labels in _planted(record, seed):

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medgen.augmentation.balancing import Floats
-from medgen.augmentation.captions import Caption
+from medgen.augmentation.captions import Caption, present_sides
 from medgen.config import Config, load_config
 from medgen.data.records import FINDINGS, CXRRecord, Finding
 from medgen.evaluation.subgroups import AGES
@@ -58,7 +58,7 @@ class Target(Config):
 
 def load_target(name: str | Path) -> Target:
     """A target by the name of its base ("balance", "fill", "real") or from a YAML file."""
-    return Target(base=str(name)) if str(name) in BASES else load_config(Target, name)  # type: ignore[arg-type]
+    return Target(base=str(name)) if str(name) in BASES else load_config(Target, name)
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,14 @@ def count(films: Sequence[tuple[dict[str, str | None], str | None, float | None,
     groups = Counter(name for _, sex, age, _ in films if (name := group_name(sex, age)))
     normal = sum(not present for present, *_ in films)
     ordered = {name: findings[name] for name in FINDINGS if findings[name]}
-    return Counts(len(films), ordered, *(dict(sorted(c.items())) for c in (sides, groups, Counter(v for *_, v in films))), normal)
+    views = Counter(view for *_, view in films)
+    parts = [dict(sorted(counted.items())) for counted in (sides, groups, views)]
+    return Counts(len(films), ordered, parts[0], parts[1], parts[2], normal)
 
 
 def count_records(records: Sequence[CXRRecord]) -> Counts:
     """Count real films by their labels."""
-    return count(
-        [
-            ({x.name: x.side for x in record.labels if x.state == "present"}, record.sex, record.age, record.view)
-            for record in records
-        ]
-    )
+    return count([(present_sides(record.labels), record.sex, record.age, record.view) for record in records])
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,14 @@ def finding_shares(target: Target, real: Counts, n: int) -> tuple[dict[str, Shar
         shares = dict.fromkeys(FINDINGS, sum(shares.values()) / len(FINDINGS))
     elif target.base == "fill":
         shares = _filling(real, n)
-    shares |= dict(target.prevalence) | {name: min(asked / n, 1.0) for name, asked in target.counts.items()}
+    shares |= {str(name): share for name, share in target.prevalence.items()}
+    shares |= {str(name): min(asked / n, 1.0) for name, asked in target.counts.items()}
     notes = []
     for name, share in shares.items():
         most = target.at_most * real.findings.get(name, 0)
-        if most and share * n > most:
+        if share > 0 and not most:
+            notes.append(f"{name}: no real film shows it, so nothing here says that the generator can draw it")
+        elif share * n > most:
             shares[name] = most / n
             notes.append(
                 f"{name}: {share * n:.0f} films asked, held at {most:.0f}: {target.at_most:g} for each of the "
@@ -153,7 +153,7 @@ def aims(captions: Sequence[Caption], shares: dict[str, Share], target: Target, 
     for name in SIDED_FINDINGS:
         left, right = (np.array([present.get(name) == side for present in shown], dtype=float) for side in ("left", "right"))
         counts = [real.sides.get(f"{name}, {side}", 0) for side in ("left", "right")]
-        part = counts[0] / sum(counts) if target.sides == "real" and sum(counts) else 0.5
+        part = counts[0] / sum(counts) if target.sides == "real" and max(counts) else 0.5
         found.append(Aim(f"{name}, left among one-sided", (1 - part) * left - part * right, 0.0))
     return found + _group_aims(captions, has, target, real)
 

@@ -98,11 +98,11 @@ class QualityGate:
         asked = {label.name for label in labels if label.state != "uncertain"}
         silent = [name for name in self.abstains if name in asked]
         note = f"; not judged: {', '.join(silent)} (the judge cannot read it)" if silent else ""
-        return Verdict(not failed, min(checked.values(), default=0.0), (", ".join(failed) or "as the prompt says") + note)
+        return Verdict(not failed, min(checked.values(), default=0.0), ("; ".join(failed) or "as the prompt says") + note)
 
     def _requirements(self, labels: Sequence[FindingLabel], margins: dict[str, float]) -> list[tuple[str, float]]:
         """(what is wrong if the margin is negative, margin) of everything that can be checked."""
-        stated = {label.name: label for label in labels}
+        stated: dict[str, FindingLabel] = {label.name: label for label in labels}
         found: list[tuple[str, float]] = []
         for name in FINDINGS:
             label = stated.get(name)

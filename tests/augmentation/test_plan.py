@@ -120,6 +120,12 @@ def test_few_real_films_hold_a_finding_back(rare: Path) -> None:
     assert shares["pneumothorax"] * 200 == 30 and note.startswith("pneumothorax: 100 films asked, held at 30")
 
 
+def test_a_finding_that_no_real_film_shows_is_pointed_out(rare: Path) -> None:
+    real = count_records([r for r in read_manifest(rare).records if not states(r, "edema")])
+    shares, (note,) = finding_shares(Target(), real, 100)
+    assert shares["edema"] == shares["nodule"] > 0 and note.startswith("edema: no real film shows it")
+
+
 def test_an_own_target(rare: Path, tmp_path: Path) -> None:
     (tmp_path / "target.yaml").write_text(
         "counts: {pneumothorax: 30}\nviews: {AP: 1.0}\nperson: true\nsides: real\ngroups: real\n"
