@@ -42,6 +42,12 @@ class PromptConfig(Config):
     )
     view: bool = Field(False, description="begin with the view, as in 'PA chest X-ray.'")
     max_tokens: int = Field(77, ge=4, description="tokens of the text encoder, its own marks included; cut at a sentence")
+    random_words: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="words without meaning put into each training caption, others each epoch, against memorisation",
+    )
 
     def for_record(self, record_id: str) -> PromptConfig:
         """This configuration with "mixed" decided: always the same way for the same record."""

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medgen.config import Config, ConfigError, save_config
+from medgen.data.caption_noise import NoisyCaptions, caption_variants
 from medgen.data.latent_cache import LatentCache, TokenCache, cache_key, module_hash
 from medgen.diffusion.frames import FrameBatch
 from medgen.diffusion.objectives import Objective, ObjectiveConfig, denoising_loss
@@ -98,13 +99,18 @@ class PublishedTextToCXR:
     def dataset(self, split: Literal["train", "val"]) -> Any:
         """Latent moments and prompts from the cache, or images and prompts."""
         films = self.recipe.data.dataset(split)
-        if self.recipe.cache is None or isinstance(films, list):
+        words = self.recipe.data.prompts.random_words if split == "train" else 0
+        if isinstance(films, list):
             return films
+        if self.recipe.cache is None:
+            return NoisyCaptions(films, words) if words else films
         prompts = [films.prompt(index) for index in range(len(films))]
+        spoken = caption_variants(prompts, [record.record_id for record in films.manifest.records], words) if words else prompts
         if not self.recipe.published.train_text_encoder:
             key = cache_key("published tokens", module_hash(self.pipeline.text_encoder), type(self.pipeline).__name__)
-            self._tokens = TokenCache.build(self.recipe.cache / "tokens", [*prompts, ""], self._encode, key, batch_size=16)
-        return CachedFilms(self._latents(films), prompts)
+            self._tokens = TokenCache.build(self.recipe.cache / "tokens", [*spoken, ""], self._encode, key, batch_size=16)
+        cached = CachedFilms(self._latents(films), prompts)
+        return NoisyCaptions(cached, words) if words else cached
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """{"ids", "prompts", "mean" and "std" [B,C,h,w] or "images" [B,1,H,W]}"""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medgen.config import Config, ConfigError, load_config
+from medgen.data.caption_noise import TOKENS_PER_WORD, NoisyCaptions, caption_variants
 from medgen.data.dataset import CXRDataset
 from medgen.data.latent_cache import LatentCache, TokenCache, cache_key, module_hash, pad_tokens
 from medgen.data.shards import ShardDataset, write_shards
@@ -104,17 +105,24 @@ class TextToCXR:
     def dataset(self, split: Literal["train", "val"]) -> Any:
         """Latent moments and prompts from shards or the cache, or images and prompts."""
         if self.recipe.shards is not None:
+            if self.recipe.data.prompts.random_words:
+                raise ConfigError("data.prompts.random_words: captions in shards are fixed; set it to 0, or read from `cache`")
             return self._shards(self.recipe.shards, split)
-        limit = self.recipe.text_encoder.max_tokens
+        words = self.recipe.data.prompts.random_words if split == "train" else 0
+        limit = self.recipe.text_encoder.max_tokens - TOKENS_PER_WORD * words
         data = self.recipe.data.model_copy(update={"prompts": self.recipe.data.prompts.model_copy(update={"max_tokens": limit})})
         films = data.dataset(split, count_tokens=self.conditioner.count_tokens)
-        if self.recipe.cache is None or isinstance(films, list):
+        if isinstance(films, list):
             return films
+        if self.recipe.cache is None:
+            return NoisyCaptions(films, words) if words else films
         prompts = self._prompts(films, self.recipe.cache / "prompts")
+        spoken = caption_variants(prompts, [record.record_id for record in films.manifest.records], words) if words else prompts
         if not self.recipe.text_encoder.trained:
             key = cache_key("tokens", module_hash(self.conditioner.encoder), self._vocabulary)
-            self._tokens = TokenCache.build(self.recipe.cache / "tokens", prompts, self.conditioner.encode, key)
-        return CachedFilms(self._latents(films), prompts)
+            self._tokens = TokenCache.build(self.recipe.cache / "tokens", spoken, self.conditioner.encode, key)
+        cached = CachedFilms(self._latents(films), prompts)
+        return NoisyCaptions(cached, words) if words else cached
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """{"ids", "mean" and "std" [B,C,h,w] or "images" [B,1,H,W], "tokens" [B,N,D] or "token_ids" [B,N], "mask" [B,N]}"""
