@@ -19,6 +19,7 @@ from medgen.digital.findings import Edit, add_breasts, apply_finding
 from medgen.digital.patient import Acquisition, FilmView, Finding, Study, draw_acquisition, draw_findings, draw_patient
 from medgen.digital.projection import attenuation, develop, project
 from medgen.digital.reports import write_report
+from medgen.digital.site import SITES, Site, SiteName, site_of
 from medgen.digital.warps import FIELD_MM, Body, warp
 from medgen.digital.writing import split_of, write_patients
 from medgen.seeds import stable_seed
@@ -36,21 +37,26 @@ class Film:
     acquisition: Acquisition
 
 
-def draw_study(seed: int, index: int, views: Sequence[FilmView] = ("PA", "AP"), focus: str | None = None) -> Study:
+def draw_study(
+    seed: int, index: int, views: Sequence[FilmView] = ("PA", "AP"), focus: str | None = None, site: Site = SITES["A"]
+) -> Study:
     """The study of patient `index` in population `seed`: one person, one day, one film per view of the same body.
 
-    `focus` is a finding that the patient has for certain.
+    `focus` is a finding that the patient has for certain. A site with a share of portable films takes one film, in one of `views`.
     """
-    patient = draw_patient(seed, index)
-    findings = draw_findings(stable_seed(seed, index), focus=focus)
-    pose = draw_acquisition(stable_seed(seed, index), views[0])
+    patient = draw_patient(seed, index, site)
+    key = stable_seed(seed, index) if site.name == "A" else stable_seed(seed, index, "site", site.name)
+    if site.portable_share is not None and len(set(views)) == 2:
+        views = ("AP",) if stable_seed("portable", key) / 2**63 < site.portable_share else ("PA",)
+    findings = draw_findings(key, focus=focus)
+    pose = draw_acquisition(key, views[0], site)
     # both films are taken in the same breath: pose and inspiration are shared, exposure and noise are not
     acquisitions = tuple(
-        replace(draw_acquisition(stable_seed(seed, index), view), rotation_deg=pose.rotation_deg, tilt_deg=pose.tilt_deg,
+        replace(draw_acquisition(key, view, site), rotation_deg=pose.rotation_deg, tilt_deg=pose.tilt_deg,
                 inspiration_mm=pose.inspiration_mm, shift_mm=pose.shift_mm)
         for view in views
     )  # fmt: skip
-    return Study(patient, f"{patient.patient_id}-s1", findings, acquisitions)
+    return Study(patient, f"{patient.patient_id}-s1", findings, acquisitions, site)
 
 
 def render(study: Study, size: int = 128, anatomy: Anatomy | None = None) -> list[Film]:
@@ -94,7 +100,7 @@ def edit_body(body: Body, findings: Sequence[Finding]) -> dict[str, list[Edit]]:
 
 
 def _film(study: Study, body: Body, edits: dict[str, list[Edit]], acquisition: Acquisition) -> Film:
-    image = develop(project(attenuation(body.hu)[None], body.spacing_mm, acquisition.view)[0], acquisition)
+    image = develop(project(attenuation(body.hu)[None], body.spacing_mm, acquisition.view)[0], acquisition, study.site)
     rays = _thickness(body, edits, acquisition.view)
     mask = torch.zeros(image.shape, dtype=torch.uint8)
     truth: dict[str, float] = {}
@@ -141,9 +147,10 @@ def _write_study(
     dicom: bool,
     focus: str | None,
     population: int,
+    site: SiteName,
 ) -> list[CXRRecord]:
     torch.set_num_threads(1)
-    study = draw_study(seed, index, views, focus if index >= population else None)
+    study = draw_study(seed, index, views, focus if index >= population else None, SITES[site])
     findings, impression, labels = write_report(study)
     folder = Path(out)
     records = []
@@ -162,6 +169,7 @@ def _write_study(
 def _record(
     study: Study, film: Film, record_id: str, image: str, findings: str, impression: str, labels: tuple[FindingLabel, ...]
 ) -> CXRRecord:
+    site, extra = study.site, {"mask": f"masks/{record_id}.png", "findings": [asdict(f) for f in study.findings]}
     return CXRRecord(
         record_id=record_id,
         patient_id=study.patient.patient_id,
@@ -170,12 +178,12 @@ def _record(
         view=film.acquisition.view,
         findings=findings,
         impression=impression,
-        split=split_of(study.patient.patient_id),
+        split="test" if site.external else split_of(study.patient.patient_id),
         labels=labels,
         age=study.patient.age,
         sex=study.patient.sex,
         truth=dict(film.truth),
-        extra={"mask": f"masks/{record_id}.png", "findings": [asdict(f) for f in study.findings]},
+        extra=extra if site.name == "A" else extra | {"site": site.name, "acquisition": asdict(film.acquisition)},
     )
 
 
@@ -208,6 +216,7 @@ def write_dataset(
     processes: int | None = None,
     focus: str | None = None,
     focus_n: int = 0,
+    site: SiteName = "A",
 ) -> Path:
     """Write `n` films of digital patients below `out` and return the path of `manifest.parquet`.
 
@@ -224,6 +233,8 @@ def write_dataset(
         processes: how many cores to use; default: all there are.
         focus: a finding of which more examples are wanted than the population has.
         focus_n: films of further patients, after the `n`, who all have the `focus` finding.
+        site: the hospital. B has other people, exposure, detector and noise, and films everyone once, 60 % AP; all of its
+            patients are in the split "test", because it is there to test on.
     """
     if n < 1 or size < 32 or not set(views) <= {"PA", "AP"}:
         raise ValueError(
@@ -231,13 +242,17 @@ def write_dataset(
         )
     if (focus is None) != (focus_n <= 0) or focus not in (None, *FINDINGS):
         raise ValueError(f"focus must be one of {', '.join(FINDINGS)}, with its focus_n films; got {focus}, {focus_n}")
+    place = site_of(site)
     load_anatomy(size)  # before the workers start: they all find the cache
     for name in ("images", "masks"):
         (out / name).mkdir(parents=True, exist_ok=True)
     settings = {"seed": seed, "size": size, "views": list(views), "dicom": dicom}
     if focus is not None:
         settings |= {"n": n, "focus": focus}
-    population, more = (-(-films // len(views)) for films in (n, focus_n))
+    if site != "A":
+        settings["site"] = site
+    each = len(views) if place.portable_share is None else 1  # films of a patient
+    population, more = (-(-films // each) for films in (n, focus_n))
     work = partial(
         _write_study,
         out=str(out),
@@ -247,6 +262,7 @@ def write_dataset(
         dicom=dicom,
         focus=focus,
         population=population,
+        site=site,
     )
     records = write_patients(
         out,

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from medgen.digital.site import SITES, Site
 from medgen.seeds import stable_seed
 
 FilmView = Literal["PA", "AP"]
@@ -63,32 +64,34 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Study:
-    """A patient on one day: the findings, and the films taken."""
+    """A patient on one day: the findings, and the films taken at a site."""
 
     patient: Patient
     study_id: str
     findings: tuple[Finding, ...] = ()
     acquisitions: tuple[Acquisition, ...] = field(default_factory=tuple)
+    site: Site = SITES["A"]
 
 
-def draw_patient(seed: int, index: int) -> Patient:
-    """Patient number `index` of the population `seed`."""
-    key = stable_seed("digital chest", "patient", seed, index)
+def draw_patient(seed: int, index: int, site: Site = SITES["A"]) -> Patient:
+    """Patient number `index` of the population `seed`; nobody is a patient of two sites."""
+    elsewhere = "" if site.name == "A" else site.name
+    key = stable_seed("digital chest", "patient", f"{seed}{elsewhere}", index)
     rng = np.random.default_rng(key)
     sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
     size = rng.normal(1.0 if sex == "M" else 0.95, 0.035)
     return Patient(
-        patient_id=f"D{seed:03d}-{index:06d}",
+        patient_id=f"D{seed:03d}{elsewhere}-{index:06d}",
         seed=key,
-        age=float(np.clip(rng.normal(58, 17), 18, 95).round()),
+        age=float(np.clip(rng.normal(*site.age), 18, 95).round()),
         sex=sex,
         scale=(
-            float(np.clip(rng.normal(1.03, 0.09), 0.85, 1.28)),
-            float(np.clip(size * rng.normal(0.99, 0.03), 0.90, 1.06)),
-            float(np.clip(size * rng.normal(1.0, 0.035), 0.88, 1.06)),
+            float(np.clip(rng.normal(*site.depth), 0.85, 1.28)),
+            float(np.clip(size * rng.normal(*site.height), 0.90, 1.06)),
+            float(np.clip(size * rng.normal(*site.width), 0.88, 1.06)),
         ),
         heart_scale=float(np.clip(rng.normal(0.86, 0.035), 0.78, 0.94)),
-        breast_mm=float(rng.uniform(18, 50)) if sex == "F" else 0.0,
+        breast_mm=float(rng.uniform(*site.breast_mm)) if sex == "F" else 0.0,
         deformation_mm=float(rng.uniform(3, 7)),
     )
 
@@ -143,18 +146,19 @@ def _draw_finding(name: str, rng: np.random.Generator) -> list[Finding]:
     return [one(side) for side in (("right", "left") if both else (str(rng.choice(["right", "left"])),))]
 
 
-def draw_acquisition(seed: int, view: FilmView) -> Acquisition:
+def draw_acquisition(seed: int, view: FilmView, site: Site = SITES["A"]) -> Acquisition:
     """Pose, breath and exposure of one film. Portable AP films vary more."""
     rng = np.random.default_rng(stable_seed("digital chest", "acquisition", seed, view))
-    loose = 1.0 if view == "PA" else 1.6
+    loose = 1.0 if view == "PA" else site.loose
+    down, spread = site.shift_mm
     return Acquisition(
         view=view,
-        rotation_deg=float(rng.normal(0, 2.0 * loose)),
-        tilt_deg=float(rng.normal(0, 1.2 * loose)),
-        inspiration_mm=float(rng.normal(2 if view == "PA" else -4, 4)),
-        shift_mm=(float(rng.normal(0, 4 * loose)), float(rng.normal(0, 4 * loose))),
-        exposure=float(rng.normal(0, 0.035)),
-        contrast=float(np.clip(rng.normal(1.0, 0.07), 0.8, 1.2)),
-        noise=float(rng.uniform(0.003, 0.008)),
+        rotation_deg=float(rng.normal(0, site.rotation_deg * loose)),
+        tilt_deg=float(rng.normal(0, site.tilt_deg * loose)),
+        inspiration_mm=float(rng.normal(site.inspiration_mm[view == "AP"], 4)),
+        shift_mm=(float(rng.normal(down, spread * loose)), float(rng.normal(0, spread * loose))),
+        exposure=float(rng.normal(*site.exposure)),
+        contrast=float(np.clip(rng.normal(*site.contrast), 0.8, 1.2)),
+        noise=float(rng.uniform(*site.noise)),
         seed=stable_seed(seed, view, "noise"),
     )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from medgen.digital.patient import Acquisition
+from medgen.digital.site import SITES, Site
 from medgen.digital.warps import FIELD_MM, axis_mm, diaphragm_ramp
 from medgen.seeds import generator
 
@@ -89,25 +90,49 @@ def _lines_of_sight(
     return matrices(z, spacing[1]), matrices(x, spacing[2]).transpose(1, 2).contiguous()
 
 
-def develop(integral: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+def develop(integral: torch.Tensor, acquisition: Acquisition, site: Site = SITES["A"]) -> torch.Tensor:
     """Film [Z,X] in [0,1] (bright = dense) from line integrals [Z,X]: scatter, detector noise, tone curve, edge enhancement."""
     size = integral.shape[-1]
     primary = torch.exp(-integral)
-    scatter = 0.06 * _blur(primary, 0.12 * size)
-    log_signal = -torch.log(primary + scatter + 1e-4)
+    scatter = site.scatter * _blur(primary, 0.12 * size)
+    log_signal = -torch.log(_detected(primary + scatter, acquisition.seed, site) + 1e-4)
     chest = log_signal[integral > 0.5] if bool((integral > 0.5).any()) else log_signal.flatten()
-    low, high = torch.quantile(chest[:: max(1, chest.numel() // 4096)], torch.tensor([0.03, 0.96])).tolist()
+    low, high = torch.quantile(chest[:: max(1, chest.numel() // 4096)], torch.tensor(site.percentiles)).tolist()
     tone = (log_signal - low) / (high - low) * 0.72 + 0.14
-    tone = tone + 0.55 * (tone - _blur(tone, 0.05 * size)) + 0.35 * (tone - _blur(tone, 0.012 * size))
+    coarse, fine = site.edges
+    tone = tone + coarse * (tone - _blur(tone, 0.05 * size)) + fine * (tone - _blur(tone, 0.012 * size))
     tone = (tone - 0.5) * acquisition.contrast + 0.5 + acquisition.exposure
     noise = torch.randn(integral.shape, generator=generator("film noise", acquisition.seed))
     tone = tone + acquisition.noise * (128 / size) ** -0.5 * noise
+    if site.sigmoid:
+        tone = torch.sigmoid(4 * (tone - 0.5) / site.sigmoid)
     # a film never clips abruptly: shoulder and toe
-    return torch.where(
+    film = torch.where(
         tone > 0.85,
         0.85 + 0.15 * torch.tanh((tone - 0.85) / 0.15),
         torch.where(tone < 0.1, 0.1 * torch.exp((tone - 0.1) / 0.1), tone),
     ).clamp(0, 1)
+    return film * _shutter(size, acquisition.seed, site.collimation_mm) if site.collimation_mm else film
+
+
+def _detected(signal: torch.Tensor, seed: int, site: Site) -> torch.Tensor:
+    """What a site's detector makes of the `signal` [Z,X] (1 = open beam): its point spread, then its noise."""
+    pixel_mm = FIELD_MM / signal.shape[-1]
+    if site.blur_mm:
+        signal = _blur(signal, site.blur_mm / pixel_mm)
+    if site.quanta:
+        variance = signal / site.quanta + site.electronic**2  # in 1 mm2; averaging over a pixel's area divides it
+        draw = torch.randn(signal.shape, generator=generator("detector noise", seed))
+        signal = (signal + variance.sqrt() / pixel_mm * draw).clamp(min=0)
+    return signal
+
+
+def _shutter(size: int, seed: int, most_mm: float) -> torch.Tensor:
+    """Black edges [Z,X] of a collimated film: 0 outside, 1 inside, each side drawn between nothing and `most_mm`."""
+    draw = torch.rand(2, 2, generator=generator("collimation", seed)) * most_mm
+    mm = (torch.arange(size) + 0.5) * FIELD_MM / size
+    rows, columns = (((mm > first) & (FIELD_MM - mm > last)).float() for first, last in draw)
+    return rows[:, None] * columns
 
 
 def _blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
