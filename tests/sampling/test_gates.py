@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medgen.data.images import load_image
+from medgen.models.siamese import load_siamese
 from medgen.sampling.cases import Case, TextConditions
 from medgen.sampling.gates import GateError, Verdict
 from medgen.sampling.output import OutputError
+from medgen.sampling.privacy_gate import Index, PrivacyGate
 from medgen.sampling.sampler import SamplingError
 from medgen.sampling.text_to_cxr import sample
+from tests.privacy_films import write_network
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CASES = [
     Case("left", 3, 3, TextConditions(prompt="small left effusion"), {"pair_id": 1}),
@@ -173,3 +184,28 @@ def test_gates_that_cannot_be_used_are_named(pipeline_folder: Path, gate: NotThe
         sample(pipeline_folder, tmp_path, prompt="x", gates=[gate, gate])
     with pytest.raises(SamplingError, match="retries must be 0 or more"):
         sample(pipeline_folder, tmp_path / "out", prompt="x", steps=1, gates=[gate], retries=-1, progress=False)
+
+
+def test_a_killed_and_a_sharded_gated_run_end_as_an_undisturbed_one(pipeline_folder: Path, tmp_path: Path) -> None:
+    """The privacy gate through the command line: its index holds the films that the pipeline draws first for every third trajectory."""
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"case_id": "a", "prompt": "left effusion", "seed": 1, "n": 12}) + "\n")
+    options: dict[str, Any] = {"cases": cases, "steps": 6, "batch_size": 2, "progress": False}
+    sample(pipeline_folder, tmp_path / "ungated", **options)
+    known = [f"a_{i:03d}.png" for i in range(0, 12, 3)]
+    films = torch.stack([load_image(tmp_path / "ungated" / name) for name in known])
+    network = load_siamese(write_network(tmp_path / "network"), "cpu")
+    PrivacyGate(network, Index.of([films], known, network), threshold=0.999).save(tmp_path / "gate", {})
+    whole = sample(pipeline_folder, tmp_path / "whole", gates=[tmp_path / "gate"], **options)
+    assert whole.complete and {line["file_name"] for line in lines(tmp_path / "whole", "rejected.jsonl")} == set(known)
+    words = ["--pipeline", str(pipeline_folder), "--out", str(tmp_path / "out"), "--cases", str(cases), "--steps", "6"]
+    command = [sys.executable, str(ROOT / "sample" / "text_to_cxr.py"), *words, "--gates", str(tmp_path / "gate")]
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # as torchrun sets it
+    with subprocess.Popen([*command, "--batch-size", "2"], env=environment) as shard:
+        while shard.poll() is None and not list((tmp_path / "out").glob("a_*.png")):
+            time.sleep(0.002)
+        shard.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "out" / "metadata.jsonl").exists()
+    for part in ("1/2", "0/2"):
+        result = sample(pipeline_folder, tmp_path / "out", gates=[tmp_path / "gate"], shard=part, **options)
+    assert result.complete and files(tmp_path / "out") == files(tmp_path / "whole")
