@@ -18,15 +18,20 @@ from medgen import __version__
 from medgen.data.latent_cache import Progress
 from medgen.data.records import Manifest, Split
 from medgen.data.report_text import PromptConfig
-from medgen.evaluation.images import EvaluationError
+from medgen.evaluation.images import EvaluationError, ImageSet, read_generated, reference_set
 from medgen.evaluation.privacy import report
+from medgen.evaluation.privacy.copying import Copying, copying
 from medgen.evaluation.privacy.extraction import Extraction, extraction
 from medgen.evaluation.privacy.membership import Membership, membership
 from medgen.evaluation.privacy.predictor import NoisePredictor, load_predictor
+from medgen.evaluation.privacy.re_identification import ReIdentification, re_identification
 from medgen.evaluation.privacy.subjects import Step, Subjects, draw_subjects, read_apart
 from medgen.evaluation.privacy.text_noise import TextNoise, text_noise
 from medgen.evaluation.text_to_cxr import plain
+from medgen.sampling.cases import Case, TextConditions
 from medgen.sampling.request import choose_device
+from medgen.sampling.text_to_cxr import sample
+from medgen.seeds import stable_seed
 
 Part = Literal["membership", "text_noise", "extraction", "copying", "re_identification"]
 SplitName = Literal["train", "val", "test", "all"]
@@ -117,7 +122,9 @@ def audit(
     facts = run.facts
     _write(out / "audit.json", json.dumps({"facts": facts, "table": plain(rows), "parts": plain(results)}, indent=1))
     page = out / "index.html"
-    _write(page, report.render(rows, results, facts, run.train, out, real_images=not no_real_images))
+    pairs = {name: result.pairs for name, result in results.items() if isinstance(result, Copying | ReIdentification)}
+    nearest = report.Nearest(pairs, run.generated, run.known) if pairs else None
+    _write(page, report.render(rows, results, facts, run.train, out, nearest, real_images=not no_real_images))
     return page
 
 
@@ -150,6 +157,28 @@ class Run:
     @cached_property
     def heldout(self) -> Subjects:
         return draw_subjects(self.strangers, self.predictor, self.prompts, self.settings.patients, self.settings.seed)
+
+    @cached_property
+    def generated(self) -> ImageSet:
+        """One film of each of some training captions, from the sampler; a stopped run continues."""
+        s, folder = self.settings, self.out / "generated"
+        captions = sorted(set(self.train.prompts), key=lambda text: (stable_seed("drawn", s.seed, text), text))[: s.films]
+        cases = [
+            Case(f"film-{number:04d}", stable_seed("audit", s.seed, number), 1, TextConditions(prompt=text))
+            for number, text in enumerate(captions)
+        ]
+        sample(self.pipeline, folder, cases=cases, steps=s.steps, guidance=s.guidance, device=self.device, progress=self.progress)
+        return read_generated(folder)
+
+    @cached_property
+    def known(self) -> ImageSet:
+        """Every training film."""
+        return reference_set(self.members, self.predictor.preprocessing.size)
+
+    @cached_property
+    def unseen(self) -> ImageSet:
+        """Every held-out film."""
+        return reference_set(self.strangers, self.predictor.preprocessing.size)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -228,10 +257,21 @@ def _extraction(run: Run) -> Extraction:
     )
 
 
+def _copying(run: Run) -> Copying:
+    return copying(run.generated, run.known, run.unseen, run.out / "features", run.settings.seed, device=run.device)
+
+
+def _re_identification(run: Run) -> ReIdentification:
+    sides = (run.generated, run.known, run.unseen)
+    return re_identification(*sides, run.out / "features", run.settings.seed, device=run.device)
+
+
 PARTS: Mapping[Part, tuple[Any, Callable[[Run], Any]]] = {
     "membership": (Membership, _membership),
     "text_noise": (TextNoise, _text_noise),
     "extraction": (Extraction, _extraction),
+    "copying": (Copying, _copying),
+    "re_identification": (ReIdentification, _re_identification),
 }
 
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from medgen.evaluation.images import load_square
+from medgen.evaluation.images import ImageSet, load_square
+from medgen.evaluation.memorisation import Neighbour
 from medgen.evaluation.plots import GENERATED, INK, QUIET, REAL, svg
 from medgen.evaluation.privacy.extraction import Extraction
 from medgen.evaluation.privacy.membership import Attack, Membership
@@ -46,6 +47,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """The generated films nearest to training films, of each part that looked for them."""
+
+    pairs: Mapping[str, Sequence[Neighbour]]
+    generated: ImageSet
+    train: ImageSet
+
+    def pictures(self, real_images: bool) -> dict[str, list[dict[str, Any]]]:
+        """Pairs to look at. Without real images none: the nearest may be copies."""
+        size = self.generated.native or 128
+        return {
+            name: [
+                {
+                    "drawn": _picture(load_square(self.generated.paths[pair.generated], size)),
+                    "film": _picture(load_square(self.train.paths[pair.train], size, size)),
+                    "distance": pair.distance,
+                }
+                for pair in pairs[:_SHOWN]
+            ]
+            for name, pairs in self.pairs.items()
+            if real_images
+        }
+
+
+@dataclass(frozen=True)
 class _Text:
     question: str
     criterion: str
@@ -63,7 +89,8 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
         else:
             flagged, measured = text.read(result)
             verdict = FLAGGED if flagged else CLEAR
-        table.append(Row(name, text.question, verdict, text.criterion, measured, text.cannot_show))
+        criterion, limits = getattr(result, "criterion", text.criterion), getattr(result, "cannot_show", text.cannot_show)
+        table.append(Row(name, text.question, verdict, criterion, measured, limits))
     return table
 
 
@@ -73,6 +100,7 @@ def render(
     facts: Mapping[str, Any],
     train: Subjects,
     out: Path,
+    nearest: Nearest | None = None,
     real_images: bool = True,
 ) -> str:
     """The page; without `real_images` it shows no film of a real patient (of the generations only those that are no copies)."""
@@ -96,6 +124,7 @@ def render(
         strips=Markup(_membership_strip(measured["membership"].attack)) if "membership" in measured else "",
         pulls=Markup(_pull_strip(measured["text_noise"])) if "text_noise" in measured else "",
         asked=_asked(measured["extraction"], train, out, real_images) if "extraction" in measured else [],
+        pairs={} if nearest is None else nearest.pictures(real_images),
         real_images=real_images,
     )
 
@@ -151,6 +180,18 @@ TEXTS: Mapping[str, _Text] = {
         "Captions that were not asked, prompts made to extract, films that come back only in part. It looks at 32 x 32 pixels: a copy "
         "that was flipped or cropped passes.",
         _read_extraction,
+    ),
+    "copying": _Text(
+        "Are generated films copies of training films?",
+        "More than half of the generated films lie nearer to a training film than to any of as many held-out films.",
+        "Copies of a part of a film.",
+        lambda result: (result.flagged, result.measured),
+    ),
+    "re_identification": _Text(
+        "Would a network that knows patients again meet training patients in generated films?",
+        "More generated films match a training patient than a held-out patient.",
+        "Patients whom this network would not know again, and any other network would.",
+        lambda result: (result.flagged, result.measured),
     ),
 }
 
