@@ -24,25 +24,30 @@ def balancing_weights(features: Floats, targets: Floats, largest: float = 1.0) -
     if largest * len(features) < 1:
         raise ValueError(f"{len(features)} reports of at most {largest:.3g} each do not make one whole")
 
+    weights, full = np.full(len(features), largest, dtype=float), np.zeros(len(features), dtype=bool)
+    while (left := 1 - largest * full.sum()) > 0 and not full.all():
+        # what is full stays so, and the others make up for what it leaves
+        rest = (targets - largest * features[full].sum(0)) / left
+        weights[~full] = left * _tilted(features[~full], rest)
+        over = ~full & (weights > largest * (1 + 1e-9))
+        if not over.any():
+            break
+        full |= over
+        weights[over] = largest
+    return weights / weights.sum()
+
+
+def _tilted(features: Floats, targets: Floats) -> Floats:
+    """The weights without a limit: exponential in the features (the dual of the least divergence)."""
+
     def dual(tilt: Floats) -> tuple[float, Floats]:
         score = features @ tilt
         gradient = softmax(score) @ features - targets + RIDGE * tilt
         return float(logsumexp(score) - tilt @ targets + RIDGE / 2 * tilt @ tilt), gradient
 
     found = minimize(dual, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 2000, "maxcor": 30})
-    return _capped(softmax(features @ found.x), largest)
-
-
-def _capped(weights: Floats, largest: float) -> Floats:
-    """`weights` with none above `largest`; what is cut off goes to the others in proportion."""
-    full = np.zeros(len(weights), dtype=bool)
-    while (over := (weights > largest * (1 + 1e-9)) & ~full).any():
-        full |= over
-        rest = weights[~full].sum()
-        if rest <= 0:
-            break
-        weights = np.where(full, largest, weights * (1 - largest * full.sum()) / rest)
-    return weights / weights.sum()
+    weights: Floats = softmax(features @ found.x)
+    return weights
 
 
 def draw(weights: Floats, n: int, order: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:

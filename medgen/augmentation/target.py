@@ -57,7 +57,9 @@ class Target(Config):
 
 
 def load_target(name: str | Path) -> Target:
-    """A target by the name of its base ("balance", "fill", "real") or from a YAML file."""
+    """A target by the name of its base ("balance", "fill", "real": also in sides and groups) or from a YAML file."""
+    if str(name) == "real":
+        return Target(base="real", sides="real", groups="real")
     return Target(base=str(name)) if str(name) in BASES else load_config(Target, name)
 
 

@@ -120,6 +120,15 @@ def test_few_real_films_hold_a_finding_back(rare: Path) -> None:
     assert shares["pneumothorax"] * 200 == 30 and note.startswith("pneumothorax: 100 films asked, held at 30")
 
 
+def test_as_in_the_real_films(rare: Path, tmp_path: Path) -> None:
+    plan(rare, tmp_path, target="real", n=100)
+    facts = planned(tmp_path)[0]
+    for what in ("findings", "groups"):
+        for name, films in facts["real"][what].items():
+            assert facts["planned"][what].get(name, 0) / 100 == pytest.approx(films / facts["real"]["films"], abs=0.03)
+    assert not any("sex and age" in note for note in facts["notes"])
+
+
 def test_a_finding_that_no_real_film_shows_is_pointed_out(rare: Path) -> None:
     real = count_records([r for r in read_manifest(rare).records if not states(r, "edema")])
     shares, (note,) = finding_shares(Target(), real, 100)
