@@ -1,12 +1,15 @@
 """The reading page in a real browser, opened from the disk: read by keys alone, closed, reopened, saved, looked at pixel by pixel."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 from reading import CHROMIUM, DESKTOP, TABLET, Reading, ReadingStudy, rows_of
 
@@ -104,6 +107,31 @@ def test_nine_tasks_are_read_by_keys_alone_over_a_closed_browser_and_the_analysi
     }
     assert [a.position for a in answers] == sorted(a.position for a in answers) and {a.session for a in answers} == {"1"}
     assert asked and all(url.startswith(("file://", "blob:")) for url in asked)
+
+
+def test_a_browser_that_is_killed_has_kept_every_case_before_the_open_one(play, nine, tmp_path):
+    """SIGKILL to all its processes as soon as the next case is there: localStorage alone would have lost the last seconds."""
+    options = {"viewport": DESKTOP, **CHROMIUM}
+    context = play.chromium.launch_persistent_context(tmp_path / "profile", **options)
+    reading = Reading(context.pages[0]).open(nine).to_case()
+    reading.answer("2", "5").press("Enter").to_case().answer("1", "4").to_case().answer("2", "6").to_case()
+    reading.see("#place", "Case 4 of 10")
+    killed = [
+        p for p in psutil.process_iter(["cmdline"]) if f"--user-data-dir={tmp_path / 'profile'}" in (p.info["cmdline"] or [])
+    ]
+    assert killed
+    for process in [*killed, *(child for one in killed for child in one.children(recursive=True))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    with contextlib.suppress(PlaywrightError):
+        context.close()
+
+    context = play.chromium.launch_persistent_context(tmp_path / "profile", **options)
+    again = Reading(context.pages[0]).open(nine)
+    again.see("#screen", "3 of 10 cases answered in this browser")
+    rows = rows_of(again.to_case().press("p").saved())
+    assert [(row["answer"], row["confidence"]) for row in rows] == [("synthetic", "5"), ("real", "4"), ("right", "6")]
+    context.close()
 
 
 def test_text_of_the_study_and_of_readers_stays_text_and_no_cell_is_a_formula(reading, tmp_path):

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from medgen.study.tasks import TASKS
 
 VERSION = "1.0"
-SCRIPTS = ("store.js", "picture.js", "stage.js", "tools.js", "questions.js", "screens.js", "main.js")
+SCRIPTS = ("keeper.js", "store.js", "picture.js", "stage.js", "tools.js", "questions.js", "screens.js", "main.js")
 
 
 def render(study: Mapping[str, Any]) -> str:

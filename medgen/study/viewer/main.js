@@ -1,9 +1,9 @@
 // The way through a study: one case after another, kept as it is answered; pauses; the keyboard.
 
 class App {
-  constructor(study, server) {
+  constructor(study, server, storage) {
     this.study = study;
-    this.storage = openStorage();
+    this.storage = storage;
     this.servedReader = server?.reader;
     this.stage = new Stage({ panes: $("panes"), filters: $("filters"), tools: $("tools"), values: $("values") });
     document.title = study.title;
@@ -171,18 +171,18 @@ class App {
     } else this.open(this.position + 1);
   }
 
-  /** What is final is kept, by the server where there is one. False where it refuses; the next case then stays shut. */
+  /** What is final is kept: on the disk, and by the server where there is one. False where it refuses; the next case then stays shut. */
   async deliver() {
     const rows = this.store.unsent();
-    if (!this.server) this.store.markSent(rows);
-    if (!this.server || !rows.length) return true;
+    if (!rows.length) return true;
     this.busy = true;
     if (this.item) this.hint();
     this.store.clock.hold("saving");
-    $("saved").textContent = "Saving…";
+    if (this.server) $("saved").textContent = "Saving…";
     try {
-      await this.server.send(rows);
+      await this.server?.send(rows);
       this.store.markSent(rows);
+      await this.store.settled();
       return true;
     } catch (error) {
       this.alarm(`${error.message} Your answers are kept in this browser; pause to save them as a file.`);
@@ -355,4 +355,4 @@ class App {
   }
 }
 
-new App(JSON.parse($("study").textContent), JSON.parse($("server")?.textContent ?? "null"));
+openStorage().then((storage) => new App(JSON.parse($("study").textContent), JSON.parse($("server")?.textContent ?? "null"), storage));

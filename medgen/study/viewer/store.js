@@ -19,17 +19,6 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** The browser's storage, or null where it keeps nothing (private window, policy, full). */
-function openStorage() {
-  try {
-    window.localStorage.setItem("medgen-study-probe", "1".repeat(1000));
-    window.localStorage.removeItem("medgen-study-probe");
-    return window.localStorage;
-  } catch {
-    return null;
-  }
-}
-
 /** Milliseconds of reading. It stands still while anything holds it: a pause, a hidden page, pictures still loading. */
 class Clock {
   constructor() {
@@ -71,6 +60,7 @@ class Clock {
  * state.answers: {item: {question: {value, confidence, ms, timestamp, session, nonce, sent}}}
  * state.steps:   {item: "revealed" (its expectation is locked) | "done"}
  * state.waiting: {item: ms looked at it that belong to no answer yet}
+ * state.turn:    how often it was saved
  */
 class Store {
   constructor(study, reader, storage) {
@@ -94,6 +84,7 @@ class Store {
   }
 
   save() {
+    this.state.turn = (this.state.turn ?? 0) + 1;
     try {
       this.storage.setItem(this.key, JSON.stringify(this.state));
       this.kept = true;
@@ -101,6 +92,11 @@ class Store {
       this.kept = false;
     }
     this.saved?.();
+  }
+
+  /** What was saved last is on the disk, as far as this browser can say. */
+  async settled() {
+    await this.storage?.settled?.();
   }
 
   /** The session that a position of the order belongs to, from 0. */
