@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -159,10 +159,10 @@ def _mrmc_mean(values: Floats, kinds: NDArray[np.generic] | None = None, share: 
     return replace(mrmc.single(mrmc.share_merit(values.T[None], kinds)), share=share)
 
 
-def _mrmc_auc(rating: Floats, kind: Bools) -> Mean | None:
+def _mrmc_auc(rating: Floats, kind: Bools, mean: Callable[[mrmc.Merit], Mean] = mrmc.single) -> Mean | None:
     if rating.shape[1] < 2 or not all(_both(column, kind) for column in rating.T):
         return None
-    return replace(mrmc.single(mrmc.auc_merit(rating.T[None], kind)), share=True)
+    return replace(mean(mrmc.auc_merit(rating.T[None], kind)), share=True)
 
 
 def compare_arms(first: Table, rating: Floats, kind: Bools) -> dict[str, Mean]:
@@ -259,7 +259,7 @@ def rating(whole: Table, low: float, high: float, margin: float) -> Rating:
     if compared:
         rows = synthetic | real
         # Between cases: difficulty that readers share would pass for a difference between the arms if cases were not a sample, too.
-        superiority = _mrmc_auc(first.value[rows], synthetic[rows])
+        superiority = _mrmc_auc(first.value[rows], synthetic[rows], mrmc.contrast)
         if superiority is None:
             superiority = reader_mean([sd.auc(column, synthetic[rows]) for column in first.value[rows].T], share=True)
     return Rating(
@@ -322,7 +322,7 @@ def scoring(whole: Table, unit: str, continuous: bool = False) -> Scoring:
     if synthetic.any() and real.any():
         rows = synthetic | real
         if first.value.shape[1] > 1 and all(_both(column, synthetic[rows]) for column in first.value[rows].T):
-            apart = mrmc.single(mrmc.contrast_merit(first.value[rows].T, synthetic[rows]))
+            apart = mrmc.contrast(mrmc.contrast_merit(first.value[rows].T, synthetic[rows]))
         else:
             apart = reader_mean(np.subtract(_column_means(first.value[synthetic]), _column_means(first.value[real])))
     bounded = unit == "share"

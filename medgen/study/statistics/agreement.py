@@ -102,8 +102,9 @@ def krippendorff_alpha(ratings: Floats, level: Literal["nominal", "ordinal", "in
 def with_oneself(first: Floats, again: Floats, categories: Floats) -> Estimate:
     """Cohen's kappa of first and second ratings [N,R] by the same readers, all pairs pooled; interval for other readers and other cases.
 
-    Pairs of one reader are alike, and so are pairs of one case: the interval of independent pairs would be too narrow. Its error is that
-    of a jackknife over readers plus that of one over cases (Owen 2007, for crossed factors: a little too wide, never too narrow).
+    Pairs of one reader are alike, and so are pairs of one case: the interval of independent pairs would be too narrow. Its variance is that
+    of a jackknife over readers plus that of one over cases less that of one over single pairs, which both of them hold (two-way clusters:
+    Cameron, Gelbach & Miller 2011, J Bus Econ Stat 29:238), never less than the larger; degrees of freedom are Satterthwaite's (1946).
     """
     cases, readers = first.shape
     if readers == 1:
@@ -111,9 +112,23 @@ def with_oneself(first: Floats, again: Floats, categories: Floats) -> Estimate:
     value = kappa(first.ravel(), again.ravel(), categories)
     left = [[kappa(np.delete(first, i, axis).ravel(), np.delete(again, i, axis).ravel(), categories) for i in range(n)]
             for axis, n in enumerate(first.shape)]  # fmt: skip
-    variance = sum((len(one) - 1) * np.var(one) for one in left)
-    half = float(stats.t.ppf(0.975, cases + readers - 2) * np.sqrt(variance))
+    parts = [*((len(one) - 1) * np.var(one) for one in left), _without_a_pair(first.ravel(), again.ravel(), categories)]
+    variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
+    free = sum(part**2 / df for part, df in zip(parts, (cases - 1, readers - 1, cases * readers - 1), strict=True))
+    half = float(stats.t.ppf(0.975, variance**2 / free) * np.sqrt(variance)) if free > 0 else 0.0
     return Estimate(value, value - half, min(value + half, 1.0), int((np.isfinite(first) & np.isfinite(again)).sum()))
+
+
+def _without_a_pair(first: Floats, again: Floats, categories: Floats) -> float:
+    """Jackknife variance of kappa over single pairs [N]: pairs of the same two answers leave the same kappa."""
+    both = np.isfinite(first) & np.isfinite(again)
+    pairs, counts = np.unique(np.stack([first[both], again[both]], axis=1), axis=0, return_counts=True)
+    left = []
+    for n in range(len(pairs)):
+        rest = np.repeat(pairs, counts - (np.arange(len(pairs)) == n), axis=0)
+        left.append(kappa(rest[:, 0], rest[:, 1], categories))
+    mean = np.average(left, weights=counts)
+    return float((counts.sum() - 1) * np.average((np.array(left) - mean) ** 2, weights=counts))
 
 
 def over_cases(statistic: Callable[[np.ndarray], float], n: int) -> Estimate:
