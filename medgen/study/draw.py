@@ -28,7 +28,10 @@ ONE = Length(0, 1)
 
 @dataclass(frozen=True)
 class Draft:
-    """One item before it has pictures. `partner`: the other of a pair. `repeat_of`: the draft that this one repeats."""
+    """One item before it has pictures. `partner`: the other of a pair. `repeat_of`: the draft that this one repeats.
+
+    `foreign`: the report of another patient, shown as if it were this one's (arm "mismatched").
+    """
 
     section: Section
     arm: Arm
@@ -38,6 +41,7 @@ class Draft:
     same: bool | None = None
     training: bool = False
     repeat_of: int | None = None
+    foreign: str | None = None
 
     @property
     def patients(self) -> frozenset[str]:
@@ -136,7 +140,7 @@ def _section(drawn: _Drawing, section: Section, pools: list[Pool], length: Lengt
         return _with_partners(drawn, drafts, eligible[real.arm.name], real, where)
     if section.task == "same_patient":
         return _same_or_not(drawn, drafts, eligible, where)
-    return drafts
+    return [_mismatched(drawn, draft, eligible, where) if draft.arm.source == "mismatched" else draft for draft in drafts]
 
 
 def _cases(
@@ -262,6 +266,19 @@ def _same_or_not(
             drawn.use(partner, draft.training)
             done.append(replace(draft, partner=partner, same=False))
     return done
+
+
+def _mismatched(drawn: _Drawing, draft: Draft, eligible: Mapping[str, list[Candidate]], where: tuple[str, str]) -> Draft:
+    """With the report of another patient that says something else of at least one finding."""
+    own = draft.main.findings
+    for other in drawn.ranked(eligible[draft.arm.name], *where, "foreign text", draft.main.name):
+        said = {name: state for name, state in other.findings.items() if state != "uncertain"}
+        if other.patient != draft.main.patient and any(own.get(name, "absent") != state for name, state in said.items()):
+            return replace(draft, foreign=other.text)
+    arm = draft.arm.name
+    raise ProtocolError(
+        f"section {draft.section.name!r}, arm {arm!r}: no other patient's report contradicts that of {draft.main.case_id}"
+    )
 
 
 def _alike(one: Candidate, other: Candidate) -> int:

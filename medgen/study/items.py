@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from medgen.data.records import FindingLabel
 from medgen.data.report_labels import label_text
 from medgen.study.draw import Draft
 from medgen.study.material import Candidate, Frame
@@ -89,7 +90,7 @@ def make_items(protocol: Protocol, drafts: Sequence[Draft], secret: Secret) -> l
     for i, draft in enumerate(drafts):
         origin = i if draft.repeat_of is None else draft.repeat_of
         shown, correct = _layout(protocol, draft, secret.rng("layout", origin), lefts.get(origin, True))
-        prompt = draft.main.text if draft.section.task == "text_alignment" else None
+        prompt = _text(draft) if draft.section.task == "text_alignment" else None
         items.append(
             Item(
                 ids[i], draft, shown, _questions(draft.section, draft, shown), correct, prompt,
@@ -202,7 +203,7 @@ def _ecg_files(path: Path) -> list[Path]:
 
 
 def _questions(section: Section, draft: Draft, shown: Sequence[Shown]) -> tuple[Question, ...]:
-    asked = TASKS[section.task].asks(label_text(draft.main.text) if section.task == "text_alignment" else ())
+    asked = TASKS[section.task].asks(label_text(_text(draft)) if section.task == "text_alignment" else ())
     for question in asked:
         if question["kind"] == "order":
             question["options"] = [one.label for one in shown]
@@ -225,8 +226,26 @@ def _single(draft: Draft) -> dict[str, Any] | None:
     if task == "ejection_fraction":
         return {"ef": draft.main.ejection_fraction}
     if task == "text_alignment":
-        return {label.name: label.state for label in label_text(draft.main.text) if label.state != "uncertain"}
+        return {label.name: _as_is(label, draft) for label in label_text(_text(draft)) if label.state != "uncertain"}
     return None
+
+
+def _text(draft: Draft) -> str:
+    """What stands beside the picture: its own text, or in the mismatched arm another's."""
+    return draft.main.text if draft.foreign is None else draft.foreign
+
+
+def _as_is(said: FindingLabel, draft: Draft) -> str:
+    """The right answer to a finding that a text names; of another's text by this image's own report (what that does not name is absent)."""
+    own = next((label for label in label_text(draft.main.text) if label.name == said.name), None)
+    if draft.foreign is None or own is None:
+        return said.state if draft.foreign is None else "absent"
+    if said.state == own.state == "present":
+        if None not in (said.side, own.side) and said.side != own.side:
+            return "wrong side"
+        if None not in (said.size, own.size) and said.size != own.size:
+            return "wrong size"
+    return own.state
 
 
 def _feedback(draft: Draft, correct: Mapping[str, Any] | None) -> str:
@@ -240,7 +259,8 @@ def _feedback(draft: Draft, correct: Mapping[str, Any] | None) -> str:
     if task == "ejection_fraction":
         return f"The ejection fraction is {draft.main.ejection_fraction:.0f} %."
     if task == "text_alignment":
-        return "The image was made from this text." if made else "The text is this image's report."
+        told = "The image was made from this text." if made else "The text is this image's report."
+        return told if draft.foreign is None else "The text is another patient's report."
     if task == "plausible_course":
         return "The later films were generated." if made else "The later films are the patient's own."
     return "This image is synthetic." if made else "This image is real."

@@ -16,7 +16,7 @@ from medgen.config import Config, load_config
 from medgen.data.records import Split
 from medgen.study.tasks import KINDS, TASKS, Kind, Task
 
-Source = Literal["synthetic", "real", "copy"]
+Source = Literal["synthetic", "real", "copy", "mismatched"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
@@ -36,7 +36,9 @@ class Material(Config):
 class Arm(Config):
     """Where one arm's images come from.
 
-    `synthetic`: a folder that `medgen sample` wrote; `real`: a manifest; `copy`: a manifest too, its images a control arm of their own.
+    `synthetic`: a folder that `medgen sample` wrote; `real`: a manifest; `copy`: a manifest too, its images a control arm of their own;
+    `mismatched`: real films beside the report of another patient, the control arm of text_alignment: who finds that these fit, too, has
+    not looked.
     """
 
     name: Name
@@ -161,7 +163,8 @@ class Protocol(Config):
         """The arms that a section compares, in the protocol's order."""
         if section.arms is not None:
             return tuple(arm for arm in self.arms if arm.name in section.arms)
-        return tuple(arm for arm in self.arms if self.kind(arm) in TASKS[section.task].kinds)
+        fitting = (arm for arm in self.arms if self.kind(arm) in TASKS[section.task].kinds)
+        return tuple(arm for arm in fitting if arm.source != "mismatched" or section.task == "text_alignment")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -244,6 +247,10 @@ def _of_section(protocol: Protocol, section: Section) -> Iterable[str]:
         yield f"{where}: {what}; name its arms"
     elif not kinds <= set(task.kinds):
         yield f"{where}: task {task.name} is made from {' or '.join(task.kinds)}, not from {', '.join(kinds)}"
+    if task.name != "text_alignment":
+        yield from (
+            f"{where}: arm {a.name!r} is mismatched, which is for text_alignment" for a in arms if a.source == "mismatched"
+        )
     yield from _of_contrast(where, section, task, arms)
 
 

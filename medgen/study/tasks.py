@@ -97,7 +97,7 @@ _TABLE = (
         "text_alignment", "one", ("chest",),
         "A text describes what an image should show. Say for each finding that it names whether the image shows it so.",
         finding_questions,
-        "per finding what the text says: present or absent",
+        "per finding what the text says (present, absent); beside another patient's text, what the image's own report says of it",
     ),
     Task(
         "progression_order", "films", ("progression",),

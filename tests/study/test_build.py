@@ -182,6 +182,33 @@ def test_a_text_asks_for_its_findings_and_is_shown(films, tmp_path):
         assert entry["correct"] == {"pleural_effusion": effusion, "pneumothorax": "absent"}
 
 
+def test_a_control_arm_shows_real_films_beside_another_patients_report(films, tmp_path):
+    """Readers who call these texts fitting have not looked; the key holds what the film's own report says."""
+    path = write_protocol(
+        tmp_path / "study.yaml",
+        "[{name: text, task: text_alignment, cases: 12, training: 4}, {name: like, task: likert_realism, cases: 6}]",
+    )
+    path.write_text(path.read_text().replace("arms:\n", "arms:\n  - {name: wrong-text, source: mismatched}\n", 1))
+    pack, key = opened(build(path, tmp_path / "pack", **films))
+    reports = {record.record_id: record.findings for record in read_manifest(films["reference"]).records}
+    wrong = {item: entry for item, entry in key.items() if entry["arm"] == "wrong-text"}
+    assert Counter(pack.items[item]["training"] for item in wrong) == {False: 3, True: 1}
+    for item, entry in wrong.items():
+        shown, (record,) = pack.items[item], entry["record_ids"]
+        assert shown["task"] == "text_alignment", "it is no arm of realism"
+        assert entry["source"] == "mismatched" and shown["prompt"] != reports[record]
+        own = "absent" if "No pleural effusion" in reports[record] else "present"
+        assert entry["correct"] == {"pleural_effusion": own, "pneumothorax": "absent"}
+        assert shown["training"] is False or shown["feedback"] == "The text is another patient's report."
+
+
+def test_a_mismatched_arm_is_for_texts_only(films, tmp_path):
+    path = write_protocol(tmp_path / "study.yaml", "[{name: like, task: likert_realism, cases: 6, arms: [maker, wrong-text]}]")
+    path.write_text(path.read_text().replace("arms:\n", "arms:\n  - {name: wrong-text, source: mismatched}\n", 1))
+    with pytest.raises(ValueError, match="'wrong-text' is mismatched, which is for text_alignment"):
+        build(path, tmp_path / "pack", **films)
+
+
 def test_films_stand_in_mixed_order_and_the_key_puts_them_right(courses, tmp_path):
     pack, key = opened(build(protocol_of("progression", tmp_path / "p.yaml", "progression_order"), tmp_path / "pack", **courses))
     for item, entry in key.items():
