@@ -31,7 +31,7 @@ demo: $(READY)  ## films, training, resume, hearts from ECGs, next visits, measu
 	@$(ENV) $(BIN)/medgen demo --out $(OUT)
 
 test: lint  ## every check: ruff, mypy, import-linter, pytest
-	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
+	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=15
 
 # The shipped weights, from nothing: eight hours on two cores. Interrupted, the same command continues.
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,16 @@ def configs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_tells_devices_attention_and_recipes(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """This machine, tried once: both ways of telling it are asked about the same measurement."""
+    return doctor.examine()
+
+
+def test_json_tells_devices_attention_and_recipes(
+    configs: Path, measured: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "examine", measured.copy)
     doctor.doctor(json=True, configs=configs)
     found = json.loads(capsys.readouterr().out)
     cpu = found["devices"][0]
@@ -43,7 +53,10 @@ def test_json_tells_devices_attention_and_recipes(configs: Path, capsys: pytest.
     assert "train.setps" in wrong["problem"]
 
 
-def test_tables_show_every_recipe(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_show_every_recipe(
+    configs: Path, measured: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "examine", measured.copy)
     doctor.doctor(configs=configs)
     said = capsys.readouterr().out
     assert "autoencoder tiny" in said

@@ -34,8 +34,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the best of five square matrix products: what no training step can exceed here."""
+    """FLOP/s of the best of five square matrix products: what no training step can exceed here.
+
+    A processor without instructions for a precision multiplies 40 times as slowly; smaller matrices tell that in a second, not in 40.
+    """
     side = 8192 if device.type == "cuda" else 1536
+    if device.type == "cpu":
+        probe = torch.ones(256, 256, dtype=dtype)
+        probe @ probe
+        side = 512 if seconds(lambda: probe @ probe, device) * (side / 256) ** 3 > 1 else side
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
