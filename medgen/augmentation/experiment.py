@@ -176,7 +176,8 @@ def recipe_of(
 ) -> ImageClassifierRecipe:
     """The recipe of one training, complete in itself: `medgen train image-classifier` takes it too."""
     e = experiment
-    data = {"sources": taken, "validation": e.real, "findings": e.findings, "seed": seed, "preprocessing": e.preprocessing}
+    watched = e.real if e.train.validate_every else None  # the checkpoint is chosen afterwards
+    data = {"sources": taken, "validation": watched, "findings": e.findings, "seed": seed, "preprocessing": e.preprocessing}
     model = e.model if init_from is None else e.model.model_copy(update={"weights": None, "init_from": init_from})
     config = e.train.model_copy(update={"out": out, "seed": seed, "steps": steps})
     return ImageClassifierRecipe.model_validate(

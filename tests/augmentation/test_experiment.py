@@ -19,8 +19,8 @@ from PIL import Image
 
 from medgen.augmentation.experiment import ExperimentConfig, train
 from medgen.config import ConfigError, load_config
+from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, FindingLabel, ManifestError, read_manifest, write_manifest
-from medgen.digital.echo import write_dataset as write_echo
 
 SIZE = 32
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -150,7 +150,8 @@ def test_what_would_make_the_figures_lie_is_refused_by_name(tmp_path, world):
     root = Path(world["external"]).parent
     refused(r"one_class.parquet: only one class of pleural_effusion \(0 of 14\), edema \(0 of 14\)",
             external=str(write_manifest(healthy, root / "one_class.parquet", name="x", source="test")))  # fmt: skip
-    hearts = write_echo(tmp_path / "hearts", n=2, seed=3, size=SIZE, frames=4, processes=1)
+    clip = EchoRecord("clip", "person", "study", "clip.avi", "A4C", 20.0, 9, "test")
+    hearts = write_manifest([clip], tmp_path / "hearts.parquet", name="hearts", source="test")
     refused("lists records of kind 'echo'; expected a manifest of 'cxr'", external=str(hearts))
     refused(r"arms.mixed-2x at 1 of the real patients needs 48 synthetic films; .* has 26", arms={"mixed-2x": [1.0]})
     refused("'mixed-12x' is no arm", arms={"mixed-12x": [1.0]})
