@@ -141,6 +141,10 @@ VERBS = {
     "audit gate": Verb(
         "build a privacy gate for the sampler, validated with planted copies", "medgen.evaluation.privacy.gate:build_gate"
     ),
+    "audit leaky-patients": Verb(
+        "make the digital patients of the leaky fixture: members, and others who were never seen",
+        "medgen.evaluation.privacy.leaky:write_leaky_patients",
+    ),
     "memcontrol search": Verb(
         "search which parts to fine-tune: memorisation against quality, resumable", "medgen.memcontrol.search:search"
     ),
