@@ -32,7 +32,7 @@ class GroupRejection:
     @property
     def biased(self) -> bool:
         """Whether the gate rejects this group more often than the rest, beyond chance."""
-        return self.p < BIASED_P and self.rejected.value > self.others.value
+        return bool(self.p < BIASED_P and self.rejected.value > self.others.value)
 
     def __str__(self) -> str:
         return (
