@@ -34,16 +34,22 @@ def chosen(results: Sequence[Result]) -> Result | None:
     front = pareto(searched(results))
     if not front:
         return None
-    full = best_of(results, "full")
     for one in front:
-        if full is not None and one.scores.quality <= full.scores.quality:
+        if as_good_as_full(results, one):
             return one
-    low, high = ([end(one.values[i] for one in front) for i in range(2)] for end in (min, max))
+    low = [min(one.values[i] for one in front) for i in range(2)]
+    high = [max(one.values[i] for one in front) for i in range(2)]
 
     def distance(one: Result) -> float:
         return sum(((value - least) / ((most - least) or 1.0)) ** 2 for value, least, most in zip(one.values, low, high))
 
     return min(front, key=distance)
+
+
+def as_good_as_full(results: Sequence[Result], one: Result | None) -> bool:
+    """Whether its quality is not worse than that of full fine-tuning at its best rate."""
+    full = best_of(results, "full")
+    return one is not None and full is not None and one.scores.quality <= full.scores.quality
 
 
 def worth_confirming(results: Sequence[Result]) -> list[Result]:

@@ -18,7 +18,7 @@ from medgen.config import load_config
 from medgen.evaluation.plots import GENERATED, INK, QUIET, REAL, svg
 from medgen.evaluation.statistics import Estimate, group_bootstrap
 from medgen.memcontrol.config import MemControlConfig
-from medgen.memcontrol.front import best_of, chosen, pareto, searched, worth_confirming
+from medgen.memcontrol.front import as_good_as_full, best_of, chosen, pareto, searched, worth_confirming
 from medgen.memcontrol.trials import Result, read_results, write_json
 
 FACTS = "facts.json"
@@ -52,7 +52,7 @@ class Difference:
     baseline: str
     memorisation: Estimate
     validation_loss: Estimate
-    frechet: float
+    frechet: float | None
 
 
 def report(search: Path) -> Path:
@@ -84,6 +84,7 @@ def report(search: Path) -> Path:
         front=[one.trial.name for one in front],
         choice=choice,
         finished=len(searched(results)),
+        as_good=as_good_as_full(results, choice),
         differences=found,
         conclusions=conclusions(results, found),
         compared=[one for one in worth_confirming(results) if one.confirmed is not None],
@@ -117,7 +118,7 @@ def differences(results: Sequence[Result], facts: dict[str, Any]) -> list[Differ
                 kind,
                 _paired(ours.norms, theirs.norms, facts["seen"]),
                 _paired(ours.loss_validation, theirs.loss_validation, facts["confirmation"]),
-                ours.frechet - theirs.frechet,
+                None if ours.frechet is None or theirs.frechet is None else ours.frechet - theirs.frechet,
             )
         )
     return found
@@ -131,6 +132,12 @@ def _paired(ours: list[float], theirs: list[float], patients: Sequence[str]) -> 
 def conclusions(results: Sequence[Result], found: Sequence[Difference]) -> list[tuple[str, str]]:
     """Sentences with their state: "shown", "open" or "warning"."""
     said = [_against(one) for one in found if one.baseline in ("full", "lora")]
+    masks = searched(results)
+    others = [one for one in results if one.trial.kind not in ("search", "start")]
+    beaten = [one for one in others if any(all(a < b for a, b in zip(mask.values, one.values)) for mask in masks)]
+    if masks and others:
+        text = f"By the search's own scores {len(beaten)} of {len(others)} baseline points lose to a mask in both objectives at once."
+        said.append(("open", text))
     start, choice = best_of(results, "start"), chosen(results)
     if start is not None and choice is not None and choice.scores.quality >= start.scores.quality:
         text = "No fine-tuning at all is at least as good as the chosen mask: nothing was gained that memorising could be the price of."
@@ -246,5 +253,5 @@ def _estimate(value: Estimate, digits: int = 4, sign: bool = False) -> str:
     return (form.format(value.value) + ends).replace("-", "−")
 
 
-def _number(value: float, digits: int = 4) -> str:
-    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "not measured"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "not measured" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")

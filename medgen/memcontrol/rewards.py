@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,14 +38,14 @@ Floats = NDArray[np.float32]
 class Scores:
     """What `Scorer.score` measured. `memorisation` and `quality` are the objectives; lower is better for both.
 
-    `norms`, `loss_seen`, `loss_unseen` and `loss_validation` hold one value for each film (`patients` says whose, by the same
-    names), so that intervals can be over patients. `membership` is the AUC with which the gain in denoising loss since the start
-    tells the memorised patients' films from those of patients never seen: .5 is chance.
+    `norms`, `loss_seen`, `loss_unseen` and `loss_validation` hold one value for each film (`Scorer.patients` says whose), so that
+    intervals can be over patients. `frechet` is None where a search does not go by it. `membership` is the AUC with which the gain in
+    denoising loss since the start tells the memorised patients' films from those of patients never seen: .5 is chance.
     """
 
     memorisation: float
     quality: float
-    frechet: float
+    frechet: float | None
     validation_loss: float
     membership: float
     norms: list[float] = field(repr=False)
@@ -114,13 +114,13 @@ class Scorer:
             norms = norms_at_films(predictor, self.seen.prompts, self.seen.latents, memory.levels, memory.draws, seed).mean(1)
             seen, unseen, validation = (self._losses(predictor, group, seed) for group in (self.seen, self.unseen, films))
             wanted = purpose == "confirmation" or self.config.quality.measure == "frechet"
-            frechet = self._frechet(predictor, films, seed) if wanted else float("nan")
+            frechet = self._frechet(predictor, films, seed) if wanted else None
         gain = self._reference(purpose, seed) - np.concatenate([seen, unseen])  # how much better than before the fine-tuning
         membership = auroc(gain, np.arange(len(gain)) < len(seen))
         loss = float(validation.mean())
         return Scores(
             memorisation=self._memorisation(norms),
-            quality=frechet if self.config.quality.measure == "frechet" else loss,
+            quality=frechet if frechet is not None and self.config.quality.measure == "frechet" else loss,
             frechet=frechet,
             validation_loss=loss,
             membership=membership,
@@ -133,7 +133,11 @@ class Scorer:
     @property
     def patients(self) -> dict[str, list[str]]:
         """Whose each film of the scores is: of the norms ("seen"), and of the validation losses by purpose."""
-        return {"seen": self.seen.patients, "unseen": self.unseen.patients, **{k: v.patients for k, v in self.halves.items()}}
+        return {
+            "seen": self.seen.patients,
+            "unseen": self.unseen.patients,
+            **{str(purpose): films.patients for purpose, films in self.halves.items()},
+        }
 
     def _reference(self, purpose: Purpose, seed: int) -> Floats:
         """Losses of the seen, then the unseen films before any fine-tuning."""
@@ -170,8 +174,8 @@ class Scorer:
         """Of as many generated films as there are validation films of this half, one for each of their prompts."""
         assert films.features is not None
         quality, pipeline, features = self.config.quality, predictor.pipeline, []
-        settings = {"num_inference_steps": quality.steps, "guidance_scale": quality.guidance}
-        settings = {name: value for name, value in settings.items() if value is not None}
+        wanted = {"num_inference_steps": quality.steps, "guidance_scale": quality.guidance}
+        settings: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         if not isinstance(predictor.denoiser, SequenceTransformer):
             settings |= dict.fromkeys(("height", "width"), predictor.preprocessing.size)
         pipeline.set_progress_bar_config(disable=True)

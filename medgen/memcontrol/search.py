@@ -85,10 +85,9 @@ class Searcher:
         self.study = optuna.create_study(
             study_name="memcontrol",
             storage=f"sqlite:///{(config.out / 'study.db').resolve()}",
-            directions=["minimize", "minimize"],
+            directions=["minimize", "minimize"],  # memorisation, quality
             load_if_exists=True,
         )
-        self.study.set_metric_names(["memorisation", "quality"])
 
     def run(self) -> None:
         """Trials until `search.trials` are finished or the space holds nothing new."""
@@ -170,7 +169,7 @@ def _claim(config: MemControlConfig) -> None:
 
 
 def _flat(config: MemControlConfig, free: set[str]) -> dict[str, Any]:
-    values = config.model_dump(mode="json", exclude={name for name in free if "." not in name})  # type: ignore[arg-type]
+    values = config.model_dump(mode="json", exclude={name for name in free if "." not in name})
     flat = {f"{key}.{name}": item for key, value in values.items() if isinstance(value, dict) for name, item in value.items()}
     flat |= {key: value for key, value in values.items() if not isinstance(value, dict)}
     return {key: value for key, value in flat.items() if key not in free}
