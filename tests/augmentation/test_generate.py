@@ -139,6 +139,7 @@ def test_a_gate_that_is_hard_on_one_finding_is_named_with_numbers() -> None:
     kept, rejected = [line(i, True) for i in range(10, 60)], [line(i, False) for i in range(20)]
     facts = {"manifest": {}, "captions": "written", "target": {}, "notes": []}
     summary = summarise(facts, cases, kept, rejected)
+    assert json.loads(json.dumps(summary)) == summary  # nothing of scipy's or NumPy's own in it
     assert summary["gates"]["quality"]["reasons"] == {"nodule not seen": 20}
     assert summary["delivered"]["findings"] == {"nodule": 10, "edema": 40} and len(summary["missing"]) == 10
     assert summary["notes"][0] == "gate quality is not validated"
