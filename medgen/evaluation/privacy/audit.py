@@ -184,9 +184,9 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What the numbers rest on, for whoever reads them later."""
         return {
-            "pipeline": self.pipeline.name,
+            "pipeline": _spoken(self.pipeline),
             "pipeline_sha256": self.predictor.fingerprint,
-            "reference": None if self.other is None else Path(self.other).name,
+            "reference": None if self.other is None else _spoken(Path(self.other)),
             "reference_sha256": None if self.reference is None else self.reference.fingerprint,
             **{
                 f"{side}_{what}": value
@@ -273,6 +273,11 @@ PARTS: Mapping[Part, tuple[Any, Callable[[Run], Any]]] = {
     "copying": (Copying, _copying),
     "re_identification": (ReIdentification, _re_identification),
 }
+
+
+def _spoken(pipeline: Path) -> str:
+    """A pipeline's name on the page: a training run keeps its pipeline in RUN/export."""
+    return pipeline.resolve().parent.name if pipeline.name == "export" else pipeline.name
 
 
 def _split(name: SplitName) -> Split | None:

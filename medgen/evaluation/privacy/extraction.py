@@ -109,7 +109,7 @@ def extraction(
         files = [out / f"{trajectory_name(case, index)}.png" for index in range(n)]
         drawn = _thumbnails(load_square(file, native)[None] for file in files)
         rows = [row for row, prompt in enumerate(train.prompts) if prompt == text]
-        found, middle = _judge(text, files, drawn, train, rows, real, threshold, clique_size)
+        found, middle = _judge(text, files, drawn, train, rows, real, unseen, threshold, clique_size)
         asked.append(found)
         middles.append(drawn[middle])
     own = sum(found.films for found in asked)
@@ -151,6 +151,7 @@ def _judge(
     train: Subjects,
     rows: Sequence[int],
     real: Tensor,
+    unseen: Tensor,
     threshold: float,
     clique_size: int,
 ) -> tuple[Asked, int]:
@@ -171,7 +172,8 @@ def _judge(
         near / threshold,
         int((to_films[:, own] < threshold).sum()),
         len(files),
-        len(clique) >= clique_size and near < threshold,
+        # a blurred mean of all films is near to every one of them: a copy is nearer to its own than to any that was never seen
+        len(clique) >= clique_size and near < min(threshold, float(distances(drawn[[middle]], unseen).min())),
         tuple(files[index].name for index in shown),
     )
     return found, middle

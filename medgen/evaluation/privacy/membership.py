@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medgen.evaluation.alignment import auroc
 from medgen.evaluation.privacy.predictor import NoisePredictor
 from medgen.evaluation.privacy.subjects import Step, Subjects
-from medgen.evaluation.statistics import Estimate, Floats, group_bootstrap
+from medgen.evaluation.statistics import Estimate, Floats, group_bootstrap, wilson
 from medgen.seeds import generator
 
 LEVELS = (0.2, 0.4, 0.6)  # below, the film is all but given; above, only its caption is left
@@ -156,9 +156,15 @@ def _attack(name: str, members: Floats, strangers: Floats, seed: int) -> Attack:
 
     patients = [str(number) for number in range(len(scores))]
     area, *shares = group_bootstrap(statistic, patients, seed)
-    found = dict(zip(rates, shares, strict=True))
+    found = {rate: _widened(share, len(members)) for rate, share in zip(rates, shares, strict=True)}
     detections = tuple(Detection(rate, found.get(rate)) for rate in asked)
     return Attack(name, area, detections, tuple(map(float, members)), tuple(map(float, strangers)))
+
+
+def _widened(share: Estimate, members: int) -> Estimate:
+    """A share of all or none has no spread under resampling: its interval is at least Wilson's at this threshold."""
+    at_threshold = wilson(round(share.value * members), members)
+    return Estimate(share.value, min(share.low, at_threshold.low), max(share.high, at_threshold.high), members)
 
 
 def true_positives(scores: NDArray[np.floating], positive: NDArray[np.bool_], rate: float) -> float:

@@ -103,7 +103,7 @@ def render(
     nearest: Nearest | None = None,
     real_images: bool = True,
 ) -> str:
-    """The page; without `real_images` it shows no film of a real patient (of the generations only those that are no copies)."""
+    """The page; without `real_images` it shows no picture at all: what was generated may be a copy."""
     environment = Environment(
         loader=PackageLoader("medgen.evaluation"),
         autoescape=True,
@@ -131,20 +131,19 @@ def render(
 
 def _read_membership(result: Membership) -> tuple[bool, str]:
     attack = result.attack
-    rates = "; ".join(
-        f"at {100 * at.false_positive_rate:.3g} % false alarms "
-        + (
-            f"{percent(at.true_positive_rate)} of members found"
-            if at.true_positive_rate
-            else f"not measurable with {len(attack.strangers)} strangers"
-        )
+    rates = [
+        f"at {100 * at.false_positive_rate:.3g} % false alarms {percent(at.true_positive_rate)} of members found"
         for at in attack.at
-    )
-    return attack.found, f"AUC {estimate(attack.auc)} by {SCORES[attack.score]}; {rates}"
+        if at.true_positive_rate is not None
+    ]
+    hidden = [f"{100 * at.false_positive_rate:.3g} %" for at in attack.at if at.true_positive_rate is None]
+    if hidden:
+        rates.append(f"rates of {' and '.join(hidden)} not measurable with {len(attack.strangers)} strangers")
+    return attack.found, f"AUC {estimate(attack.auc)} by {SCORES[attack.score]}; {'; '.join(rates)}"
 
 
 def _read_text_noise(result: TextNoise) -> tuple[bool, str]:
-    return result.auc.low > 0.5, (
+    return result.auc.low > 0.5 or result.auc.high < 0.5, (
         f"AUC {estimate(result.auc)}; median norm {estimate(result.ratio, 2)} times the held-out captions'; "
         f"{percent(result.high)} of training captions above 99 % of held-out ones"
     )
@@ -168,15 +167,17 @@ TEXTS: Mapping[str, _Text] = {
         _read_membership,
     ),
     "text_noise": _Text(
-        "Do training captions pull the denoiser harder than captions it never saw?",
-        "The 95 % interval of the AUC of training against held-out captions lies above 0.5 (patients resampled).",
+        "Do training captions pull the denoiser otherwise than captions it never saw?",
+        "The 95 % interval of the AUC of training against held-out captions excludes 0.5 (patients resampled). Above: memorised captions "
+        "pull harder (Wen et al. 2024). Below: the model knows the films without their captions too.",
         "It needs no film, so it cannot say which film was memorised, or whether one comes out. A model fine-tuned on differently worded "
         "reports may pull harder without any memory.",
         _read_text_noise,
     ),
     "extraction": _Text(
         "Does asking for a training caption again and again bring its film back?",
-        "At least one caption whose generations form a clique (at least a fifth of them all near each other) around its training film.",
+        "At least one caption whose generations form a clique (at least a fifth of them all near each other) around its training film, "
+        "nearer to it than to any held-out film.",
         "Captions that were not asked, prompts made to extract, films that come back only in part. It looks at 32 x 32 pixels: a copy "
         "that was flipped or cropped passes.",
         _read_extraction,
@@ -203,8 +204,7 @@ def _asked(result: Extraction, train: Subjects, out: Path, real_images: bool) ->
     shown = []
     for asked in sorted(result.asked, key=lambda one: (not one.extracted, one.nearest))[:_SHOWN]:
         film = _picture(train.images([row_of[asked.record_id]])[0]) if real_images else None
-        hidden = asked.extracted and not real_images  # a copy of a film is that film
-        drawn = [] if hidden else [_picture(load_square(out / "extraction" / name, size)) for name in asked.files]
+        drawn = [] if not real_images else [_picture(load_square(out / "extraction" / name, size)) for name in asked.files]
         shown.append({"asked": asked, "film": film, "drawn": drawn})
     return shown
 

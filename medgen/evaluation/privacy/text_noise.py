@@ -1,10 +1,14 @@
 """How hard a caption pulls: ‖ε(x_t, t, c) − ε(x_t, t, ∅)‖, which is large for captions whose film was memorised (Wen et al. 2024).
 
+Where the films were memorised without their captions too (few films, dropped captions), it is small instead: both conditions lead to
+the film, while a caption that was never met disagrees with the empty one. Either way training captions stand out from held-out ones.
+
 No film is needed: x_t is what the pipeline's own sampler passes through on its way from fixed noise.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +118,9 @@ def norms_along_path(
         spoken, empty = predictor.captions(texts), predictor.captions([""] * len(texts))
         for draw in range(draws):
             noise = _noise(predictor, seed, draw).expand(len(texts), -1, -1, -1)
-            found[list(rows), draw] = _along_path(predictor, noise, spoken, empty, steps)
+            # samplers that add noise on their way add the same to every caption
+            on_the_way = [generator("text noise on the way", seed, draw) for _ in texts]
+            found[list(rows), draw] = _along_path(predictor, noise, spoken, empty, steps, on_the_way)
         step(len(rows))
     return found
 
@@ -147,20 +153,26 @@ def norms_at_films(
 
 
 def _along_path(
-    predictor: NoisePredictor, noise: Tensor, spoken: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], steps: int
+    predictor: NoisePredictor,
+    noise: Tensor,
+    spoken: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    steps: int,
+    generators: list[torch.Generator],
 ) -> Norms:
     """One draw: [B]."""
     scheduler = predictor.pipeline.scheduler
     scale = predictor.pipeline.config.get("guidance_scale")
     guidance = Guidance(7.5 if scale is None else float(scale))  # diffusers' own where the pipeline names none
     timesteps = set_timesteps(scheduler, steps, noise.device)
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     found = np.zeros(len(noise), dtype=np.float32)
     for timestep, level in timesteps:
         inputs = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
         conditional, without = (predictor.predict(inputs, level, words) for words in (spoken, empty))
         found += _rms(conditional - without) * predictor.noise_per_output(level) / steps
-        latents = scheduler.step(guided(conditional, without, guidance), timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(guided(conditional, without, guidance), timestep, latents, **extra, return_dict=False)[0]
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_manifest(records, folder / "manifest.parquet", name="toy hospital", source="test")
 
 
+@lru_cache(maxsize=1)
 def build_pipeline() -> TextToCXRPipeline:
     """A flow model for the toy hospital's films: a small autoencoder that knows smooth fields, a denoiser that knows nothing yet."""
     torch.manual_seed(0)
@@ -95,7 +98,7 @@ def memorise(pipeline: TextToCXRPipeline, steps: int = 200) -> None:
 @pytest.fixture(scope="session")
 def innocent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that learned no patient."""
-    pipeline = build_pipeline()
+    pipeline = deepcopy(build_pipeline())
     for parameter in pipeline.denoiser.parameters():  # a fresh one would predict zero for every caption
         torch.nn.init.normal_(parameter, std=0.05)
     pipeline.save_pretrained(str(folder := tmp_path_factory.mktemp("pipelines") / "innocent"))
@@ -105,6 +108,6 @@ def innocent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that memorised the training patients."""
-    memorise(pipeline := build_pipeline())
+    memorise(pipeline := deepcopy(build_pipeline()))
     pipeline.save_pretrained(str(folder := tmp_path_factory.mktemp("pipelines") / "leaky"))
     return folder

