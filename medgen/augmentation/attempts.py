@@ -13,6 +13,8 @@ from typing import Any
 
 from scipy.stats import fisher_exact
 
+from medgen.augmentation.captions import kind_of
+from medgen.data.records import FindingLabel
 from medgen.evaluation.statistics import Estimate, wilson
 
 BIASED_P = 0.05
@@ -48,7 +50,7 @@ def groups_of(case: Mapping[str, Any]) -> frozenset[str]:
     """The groups that a case's prompt puts its film in: findings with their side, view, and sex where the prompt says it."""
     present = [label for label in case["labels"] if label["state"] == "present"]
     names = {label["name"] for label in present} | {f"{x['name']}, {x['side']}" for x in present if x["side"]}
-    names |= {f"view {case['view']}"} | ({"normal"} if not present else set())
+    names |= {f"view {case['view']}"} | ({kind_of(FindingLabel(**label) for label in case["labels"])} - {"abnormal"})
     return frozenset(names | ({f"sex {case['sex']}"} if case["person_in_prompt"] else set()))
 
 

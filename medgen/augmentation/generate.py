@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from medgen.augmentation.attempts import attempts_of, rejections
-from medgen.augmentation.captions import present_sides
 from medgen.augmentation.contact_sheet import SHEET, by_stratum, compare_sheet
 from medgen.augmentation.plan import CASES, PLAN, PlanError, rarest_first, stratum
 from medgen.augmentation.target import Counts, count, count_records
@@ -141,9 +140,7 @@ def _gate_facts(
 
 
 def _counted(extras: Sequence[Mapping[str, Any]]) -> Counts:
-    return count(
-        [({x["name"]: x["side"] for x in e["labels"] if x["state"] == "present"}, e["sex"], e["age"], e["view"]) for e in extras]
-    )
+    return count([([FindingLabel(**x) for x in e["labels"]], e["sex"], e["age"], e["view"]) for e in extras])
 
 
 def _real_films(plan: Path, facts: Mapping[str, Any]) -> tuple[dict[str, list[Path]], str | None]:
@@ -155,7 +152,7 @@ def _real_films(plan: Path, facts: Mapping[str, Any]) -> tuple[dict[str, list[Pa
     if real.sha256 != facts["manifest"]["sha256"]:
         return {}, f"{path} has changed since the plan: the sheet shows synthetic films only"
     rarest = rarest_first(count_records(real.records))
-    films = [(stratum(present_sides(record.labels), rarest), real.image_path(record)) for record in real.records]
+    films = [(stratum(record.labels, rarest), real.image_path(record)) for record in real.records]
     return by_stratum(films), None
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from medgen import __version__
 from medgen.augmentation.balancing import Floats, balancing_weights, draw
-from medgen.augmentation.captions import FRONTAL, Caption, CaptionSource, real_captions, written_captions
+from medgen.augmentation.captions import FRONTAL, Caption, CaptionSource, kind_of, present_sides, real_captions, written_captions
 from medgen.augmentation.plan_plot import draw_plan
 from medgen.augmentation.target import Aim, Counts, Target, aims, count, count_records, finding_shares, load_target
-from medgen.data.records import FINDINGS, CXRRecord, Manifest, Split, read_manifest
+from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, Manifest, Split, read_manifest
 from medgen.sampling.cases import Case, TextConditions, write_cases
 from medgen.seeds import stable_seed
 
@@ -96,7 +96,7 @@ def plan(
     cases = _cases(chosen, asked, real, seed)
     notes += _missed(wanted, weights)
     notes += [REAL_WORDS] * (source == "reports") + [UNSEEN_PERSON] * (asked.groups == "equal" and not asked.person)
-    planned = count([(c.present, c.sex, c.age, case.extra["view"]) for c, case in zip(chosen, cases, strict=True)])
+    planned = count([(c.labels, c.sex, c.age, case.extra["view"]) for c, case in zip(chosen, cases, strict=True)])
     origin = {"name": data.name, "sha256": data.sha256, "path": os.path.relpath(manifest, out), "split": split}
     facts = {
         "medgen": __version__,
@@ -119,11 +119,12 @@ def plan(
     return Planned(out, n, tuple(notes))
 
 
-def stratum(present: dict[str, str | None], rarest: Sequence[str]) -> str:
-    """What a film is filed under: its rarest finding, with its side; "normal" without one."""
+def stratum(labels: Sequence[FindingLabel], rarest: Sequence[str]) -> str:
+    """What a film is filed under: its rarest finding, with its side; "normal" or "in doubt" without one."""
+    present = present_sides(labels)
     name = next((name for name in rarest if name in present), None)
     if name is None:
-        return "normal"
+        return kind_of(labels)
     return f"{name}, {present[name]}" if present[name] else name
 
 
@@ -208,7 +209,7 @@ def _cases(chosen: Sequence[Caption], target: Target, real: Counts, seed: int) -
         case_id = f"plan-{number:0{width}d}"
         said = caption.sex is not None and caption.age is not None
         extra: dict[str, Any] = {
-            "stratum": stratum(caption.present, rarest),
+            "stratum": stratum(caption.labels, rarest),
             "labels": [dataclasses.asdict(label) for label in caption.labels],
             "findings": caption.findings,
             "impression": caption.impression,

@@ -17,7 +17,7 @@ from medgen.evaluation.plots import GENERATED, INK, QUIET, REAL, words
 def draw_plan(real: Counts, planned: Counts, shares: Mapping[str, float]) -> bytes:
     """PNG of bars: share of films by finding, side, sex and age band, and view."""
     parts = {
-        "finding": ([*FINDINGS, "normal"], _findings(real), _findings(planned)),
+        "finding": ([*FINDINGS, "normal", "in doubt"], _findings(real), _findings(planned)),
         "side, of the films with that finding": _shared(real.sides, planned.sides, real, planned),
         "sex and age": _shared(real.groups, planned.groups, real, planned, of_finding=False),
         "view": _shared(real.views, planned.views, real, planned, of_finding=False),
@@ -35,7 +35,7 @@ def draw_plan(real: Counts, planned: Counts, shares: Mapping[str, float]) -> byt
 
 
 def _findings(counts: Counts) -> list[float]:
-    return [*(counts.share(name) for name in FINDINGS), counts.normal / counts.films]
+    return [*(counts.share(name) for name in FINDINGS), counts.normal / counts.films, counts.in_doubt / counts.films]
 
 
 def _shared(

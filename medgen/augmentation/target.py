@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medgen.augmentation.balancing import Floats
-from medgen.augmentation.captions import Caption, present_sides
+from medgen.augmentation.captions import Caption, kind_of, present_sides
 from medgen.config import Config, load_config
-from medgen.data.records import FINDINGS, CXRRecord, Finding
+from medgen.data.records import FINDINGS, CXRRecord, Finding, FindingLabel
 from medgen.evaluation.subgroups import AGES
 from medgen.models.classifier import SIDED_FINDINGS
 
@@ -65,7 +65,10 @@ def load_target(name: str | Path) -> Target:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a set of films shows: films by finding, by finding and side, by sex and age band, by view; `normal` have no finding."""
+    """What a set of films shows: films by finding, by finding and side, by sex and age band, by view.
+
+    `normal` films have no finding, `in_doubt` none that is sure.
+    """
 
     films: int
     findings: dict[str, int]
@@ -73,6 +76,7 @@ class Counts:
     groups: dict[str, int]
     views: dict[str, int]
     normal: int
+    in_doubt: int
 
     def share(self, name: str) -> Share:
         """Part of the films with this finding."""
@@ -85,21 +89,22 @@ def group_name(sex: str | None, age: float | None) -> str | None:
     return f"{sex}, {band}" if sex and band else None
 
 
-def count(films: Sequence[tuple[dict[str, str | None], str | None, float | None, str]]) -> Counts:
-    """Count films given as (present findings with their sides, sex, age, view)."""
-    findings: Counter[str] = Counter(name for present, *_ in films for name in present)
-    sides = Counter(f"{name}, {side}" for present, *_ in films for name, side in present.items() if side)
+def count(films: Sequence[tuple[Sequence[FindingLabel], str | None, float | None, str]]) -> Counts:
+    """Count films given as (labels, sex, age, view)."""
+    shown = [present_sides(labels) for labels, *_ in films]
+    findings: Counter[str] = Counter(name for present in shown for name in present)
+    sides = Counter(f"{name}, {side}" for present in shown for name, side in present.items() if side)
     groups = Counter(name for _, sex, age, _ in films if (name := group_name(sex, age)))
-    normal = sum(not present for present, *_ in films)
+    kinds = Counter(kind_of(labels) for labels, *_ in films)
     ordered = {name: findings[name] for name in FINDINGS if findings[name]}
     views = Counter(view for *_, view in films)
     parts = [dict(sorted(counted.items())) for counted in (sides, groups, views)]
-    return Counts(len(films), ordered, parts[0], parts[1], parts[2], normal)
+    return Counts(len(films), ordered, parts[0], parts[1], parts[2], kinds["normal"], kinds["in doubt"])
 
 
 def count_records(records: Sequence[CXRRecord]) -> Counts:
     """Count real films by their labels."""
-    return count([(present_sides(record.labels), record.sex, record.age, record.view) for record in records])
+    return count([(record.labels, record.sex, record.age, record.view) for record in records])
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def aims(captions: Sequence[Caption], shares: dict[str, Share], target: Target, 
     has = {name: np.array([name in present for present in shown], dtype=float) for name in FINDINGS}
     found = [Aim(name, has[name], shares[name]) for name in FINDINGS]
     normal = real.normal / real.films if target.normal is None else target.normal
-    found.append(Aim("normal", np.array([not present for present in shown], dtype=float), normal))
+    for kind, share in (("normal", normal), ("in doubt", real.in_doubt / real.films)):
+        found.append(Aim(kind, np.array([kind_of(caption.labels) == kind for caption in captions], dtype=float), share))
     for name in SIDED_FINDINGS:
         left, right = (np.array([present.get(name) == side for present in shown], dtype=float) for side in ("left", "right"))
         counts = [real.sides.get(f"{name}, {side}", 0) for side in ("left", "right")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medgen.augmentation.balancing import balancing_weights, draw
-from medgen.augmentation.captions import written_captions
+from medgen.augmentation.captions import kind_of, written_captions
 from medgen.augmentation.plan import PlanError, plan
 from medgen.augmentation.target import Target, count_records, finding_shares
 from medgen.config import ConfigError
@@ -100,6 +100,8 @@ def test_captions_of_digital_patients_are_written_anew(tmp_path: Path) -> None:
     facts, cases = planned(tmp_path / "plan")
     assert facts["captions"] == "written" and not any("real patients" in note for note in facts["notes"])
     assert len({case["prompt"] for case in cases}) == 10
+    kinds = [kind_of(caption.labels) for caption in written_captions(200, 1)]
+    assert 0.12 < kinds.count("normal") / len(kinds) < 0.25 and kinds.count("in doubt") / len(kinds) < 0.06  # as the patients are
     assert (
         [c.text for c in written_captions(5, 1)]
         == [c.text for c in written_captions(5, 1)]
