@@ -87,6 +87,7 @@ class Film {
     if (this.closed) return;
     const shown = (_, { mediaTime }) => {
       if (!this.video.paused) this.at(Math.round(mediaTime * this.fps));
+      else if (!this.closed) this.changed(); // "seeked" may come before the frame itself: the one before would stay on the canvas
       this.watch();
     };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(shown);
