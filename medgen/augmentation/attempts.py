@@ -82,7 +82,8 @@ def _of_gate(gate: str, counts: Mapping[str, Sequence[int]], bad: int, total: in
     raw = {}
     for group, (mine, n) in counts.items():
         rest = (bad - mine, total - n)
-        raw[group] = fisher_exact([[mine, n - mine], [rest[0], rest[1] - rest[0]]]).pvalue if rest[1] else 1.0
+        if rest[1]:
+            raw[group] = float(fisher_exact([[mine, n - mine], [rest[0], rest[1] - rest[0]]]).pvalue)
     found, least = [], 0.0
     for rank, group in enumerate(sorted(raw, key=raw.__getitem__)):
         least = max(least, min(1.0, raw[group] * (len(raw) - rank)))
