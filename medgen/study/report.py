@@ -178,7 +178,7 @@ def conclusions(section: Section) -> list[Conclusion]:
                 equivalence_words("How often a synthetic case was rated above a real one (half for ties)", [found.equivalence])
             )
         if found.odds is not None:
-            said.append(_odds_words(found.odds))
+            said.append(_odds_words(found.odds, len(found.per_reader)))
         return said + _trend_words(found.trend.change, found.trend.p_value, "Ratings", "points of the scale's range")
     told = [f"answered “{option}”" for option in ("present", "absent")]  # that depends on what the texts say
     return [_score_words(name, scoring) for name, scoring in found.items() if name not in told]
@@ -204,14 +204,16 @@ def _edges(found: Detecting) -> list[Conclusion]:
     return [Conclusion("warning", text) for text in said]
 
 
-def _odds_words(odds: OrdinalFit) -> Conclusion:
+def _odds_words(odds: OrdinalFit, readers: int) -> Conclusion:
     what, one = "Odds of a higher rating, synthetic against real", odds.effects[0]
     if not max(abs(one.low), abs(one.high)) < LARGEST_LOG_ODDS:  # NaN, too
         return Conclusion("open", f"{what}: not to be told from so few ratings, which leave them without bound.")
+    # Student's t with readers − 1 degrees of freedom; with Satterthwaite's, five readers held the truth in 89 % of 120 studies, not in 97
+    wide = "; with so few readers rather too wide" if 2 < readers < 8 else ""
     return Conclusion(
         "shown" if odds.p_values[0] < 0.05 else "open",
         f"{what}: × {math.exp(one.value):.2f} (95 % interval {math.exp(one.low):.2f} to {math.exp(one.high):.2f}; "
-        "ordinal mixed model, other readers, these cases).",
+        f"ordinal mixed model, other readers, these cases{wide}).",
     )
 
 

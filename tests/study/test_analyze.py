@@ -155,6 +155,7 @@ def test_every_task_has_its_section(make_study, task):
     if task == "likert_realism":
         assert section["result"]["superiority"]["value"] < 0.5
         assert section["result"]["odds"]["effects"][0]["value"] < 0
+        assert "with so few readers rather too wide" in page
 
 
 def test_a_margin_cannot_be_changed_after_reading(make_study):
