@@ -20,7 +20,7 @@ def toy_film(patient: int, number: int) -> np.ndarray:
     own = gaussian_filter(np.random.default_rng(patient).normal(size=(SIZE, SIZE)), 2.5)
     other = np.random.default_rng([patient, number])
     moved = shift(own / own.std(), other.uniform(-1, 1, 2), mode="nearest")
-    return (120 + 35 * moved * other.uniform(0.8, 1.2) + other.normal(0, 2, own.shape)).clip(0, 255).astype(np.uint8)
+    return (120 + 55 * moved * other.uniform(0.8, 1.2) + other.normal(0, 2, own.shape)).clip(0, 255).astype(np.uint8)
 
 
 def write_patients(root: Path, per_split: dict[str, int], first: int = 0) -> Path:

@@ -88,8 +88,10 @@ def judge(gates: Sequence[Gate], trajectory: Trajectory[Any]) -> Judged:
     return Judged(passed, facts)
 
 
-def load_gates(sources: Sequence[str | Path | Gate]) -> list[Gate]:
+def load_gates(sources: Sequence[str | Path | Gate] | str | Path) -> list[Gate]:
     """Gates from objects, gate folders (with a gate.json) or names. Raises `GateError`, also where two have one name."""
+    if isinstance(sources, str | Path):  # one, without a list around it
+        sources = [sources]
     gates = [source if isinstance(source, Gate) else load_gate(source) for source in sources]
     names = [gate.name for gate in gates]
     for name in names:

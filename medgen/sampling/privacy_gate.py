@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ class Index:
         return len(self.vectors)
 
     @classmethod
-    def of(cls, films: Sequence[Tensor], records: Sequence[str], network: SiameseNetwork) -> Index:
+    def of(cls, films: Iterable[Tensor], records: Sequence[str], network: SiameseNetwork) -> Index:
         """Of `films`, batches [B,1,H,W] in [-1,1]."""
-        pairs = [(embed(network, batch).cpu(), _as_bytes(reduced(batch, STORED))) for batch in films]
+        pairs = [(embed(network, batch).cpu(), _as_bytes(reduced(to_network(network, batch), STORED))) for batch in films]
         return cls(torch.cat([vectors for vectors, _ in pairs]), torch.cat([pixels for _, pixels in pairs]), tuple(records))
 
 

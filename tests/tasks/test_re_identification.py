@@ -107,7 +107,7 @@ def test_which_two_films_of_a_patient_come_depends_on_the_epoch_only(tmp_path: P
     write_patients(tmp_path, {"train": 6})
     data = ReIdentificationTask(recipe(tmp_path)).dataset("train")
     orders = set()
-    for epoch in range(4):
+    for epoch in range(8):
         data.set_epoch(epoch)
         first, again = data[2]["films"], data[2]["films"]
         assert torch.equal(first, again) and first.shape == (2, 1, SIZE, SIZE)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from medgen.evaluation.features import extract, load_encoder
 from medgen.evaluation.images import EvaluationError, ImageSet, load_square
 from medgen.evaluation.memorisation import Memorisation, Neighbour, memorisation
+from medgen.evaluation.privacy.galleries import compared, distances_to_patients, equal_galleries, share_closer
 from medgen.evaluation.statistics import Estimate
 from medgen.sampling.aligned import SIDE, STORED, aligned_correlation, reduced
 
@@ -27,10 +29,13 @@ CHANCE = 0.5
 class Copying:
     """Nearest-neighbour evidence in every space; `pairs` are the generated films nearest to a training film, in the first one.
 
+    closer_to_train: for each space, the share of generated films whose nearest film, among equally many training and held-out patients,
+    is a training patient's; its interval also counts that other patients might have stood there (`Memorisation` counts films only).
     `overlaid`: pixel correlation of each of `pairs` after alignment; 1 is a copy.
     """
 
     spaces: tuple[Memorisation, ...]
+    closer_to_train: tuple[Estimate, ...]
     pairs: tuple[Neighbour, ...]
     overlaid: tuple[float, ...]
     flagged: bool
@@ -55,20 +60,27 @@ def copying(
     for images in (generated, train, heldout):
         if not len(images):
             raise EvaluationError(f"{images.name} holds no film: copies cannot be looked for")
-    found = []
+    found, closer = [], []
+    rows = equal_galleries(train, heldout, seed)
     for name in spaces:
         encoder = load_encoder(name, device)
         features = [extract(images, encoder, cache) for images in (generated, train, heldout)]
         found.append(memorisation(name, features[0], list(generated.groups), features[1], features[2], seed))
+        sides = [
+            distances_to_patients(features[0], features[1 + side][rows[side]], [images.groups[i] for i in rows[side]])[0]
+            for side, images in enumerate((train, heldout))
+        ]
+        closer += compared(lambda a, b: np.array([share_closer(a, b)]), sides[0], sides[1], generated.groups, [(0.0, 1.0)], seed)
     pairs = found[0].worst
     return Copying(
         tuple(found),
+        tuple(closer),
         pairs,
         overlay(generated, train, pairs),
-        any(space.closer_to_train.low > CHANCE for space in found),
-        "more than half of the generated films lie nearer to a training film than to any of as many held-out films, in some space "
+        any(estimate.low > CHANCE for estimate in closer),
+        "more than half of the generated films lie nearer to a training patient than to any of as many held-out patients, in some space "
         "(lower end of the 95 % interval above 50 %)",
-        "; ".join(_sentence(space) for space in found),
+        "; ".join(_sentence(space, estimate) for space, estimate in zip(found, closer, strict=True)),
         "Copies of a part of a film. The captions are training captions: a film that only follows its caption well lies a little nearer "
         "to that caption's own film too. Smooth films lie near to everything, which the comparison with held-out films cancels.",
     )
@@ -108,9 +120,9 @@ def pair_sheet(
     return stream.getvalue()
 
 
-def _sentence(space: Memorisation) -> str:
+def _sentence(space: Memorisation, closer: Estimate) -> str:
     return (
-        f"{space.space}: {_percent(space.closer_to_train)} of {space.closer_to_train.n} films are nearer to a training film (50 % without "
+        f"{space.space}: {_percent(closer)} of {closer.n} films are nearer to a training patient (50 % without "
         f"copying), distance ratio {space.distance_ratio.value:.2f} ({space.distance_ratio.low:.2f} to {space.distance_ratio.high:.2f}), "
         f"{_percent(space.suspicious)} nearer than 99 % of unseen films are"
     )

@@ -103,7 +103,7 @@ def build_gate(
     network = load_siamese(model, device)
     size = int(network.config["image_size"])
     known, unseen = reference_set(members), reference_set(strangers)
-    index = Index.of(list(batches(known, size, BATCH)), [str(line["record_id"]) for line in known.metadata], network)
+    index = Index.of(batches(known, size, BATCH), [str(line["record_id"]) for line in known.metadata], network)
     gate = PrivacyGate(network, index, threshold=1.0)
     first, second = _two_halves(unseen, strangers, seed)
     scores, seconds = _scores(gate, batches(unseen, size, BATCH))
@@ -164,7 +164,7 @@ def _validation(
     seed: int,
 ) -> Validation:
     caught, alarmed = found > gate.threshold, unseen > gate.threshold
-    by_change = {
+    by_change: dict[str, Estimate] = {
         name: wilson(int(caught[rows].sum()), len(rows))
         for name in CHANGES
         if len(rows := np.flatnonzero([change == name for change in changes]))

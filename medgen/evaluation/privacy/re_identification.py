@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from medgen.evaluation.features import FeatureEncoder, Features, extract, fingerprint
 from medgen.evaluation.images import EvaluationError, ImageSet
 from medgen.evaluation.memorisation import Neighbour, nearest
-from medgen.evaluation.statistics import Estimate, group_bootstrap
+from medgen.evaluation.privacy.galleries import Distances, compared, distances_to_patients, equal_galleries, share_closer
+from medgen.evaluation.statistics import Estimate, Floats, group_bootstrap
 from medgen.models.siamese import DIGITAL_CHEST, SiameseNetwork, load_siamese
 from medgen.sampling.privacy_gate import embed
-from medgen.seeds import stable_seed
 
 FALSE_MATCHES = 0.01  # share of unseen patients' films that match some training patient at the threshold
 SHOWN = 6
@@ -26,8 +26,9 @@ SHOWN = 6
 class ReIdentification:
     """Matches of generated films with equally many training and held-out patients, at the threshold that unseen patients give.
 
-    to_train, to_heldout: share of generated films that match one of them; `excess` their difference, of the same films (by case).
+    to_train, to_heldout: share of generated films that match one of them; `excess` their difference.
     closer_to_train: share whose nearest film is a training patient's; 50 % without memory.
+    All four with intervals over random halves of the cases and of both sides' patients.
     unseen: share of held-out patients' films that match a training patient, by patient: what chance does.
     verification: area under the curve of the network itself on the held-out patients, by patient; nan where none has two films.
     """
@@ -62,28 +63,28 @@ def re_identification(
     """
     network = load_siamese(model or DIGITAL_CHEST, device)
     seen, mirrored = encoders(network)
-    groups = [_some_patients(images, min(len(set(train.groups)), len(set(heldout.groups))), seed) for images in (train, heldout)]
-    if not len(generated) or not all(len(rows) for rows in groups):
-        raise EvaluationError("nothing to look for, or nobody to look for: generated films and patients on both sides are needed")
-    members, strangers = extract(train, seen, cache)[groups[0]], extract(heldout, seen, cache)[groups[1]]
+    if not len(generated):
+        raise EvaluationError(f"{generated.name} holds no film: there is nothing to look for patients in")
+    rows = equal_galleries(train, heldout, seed)
+    members, strangers = extract(train, seen, cache)[rows[0]], extract(heldout, seen, cache)[rows[1]]
     ways = [extract(generated, encoder, cache) for encoder in (seen, mirrored)]
-    to_train, index = _nearest_way(ways, members)
-    to_heldout, _ = _nearest_way(ways, strangers)
+    to_train, index = _nearest_way(ways, members, [train.groups[i] for i in rows[0]])
+    to_heldout, _ = _nearest_way(ways, strangers, [heldout.groups[i] for i in rows[1]])
     unseen = nearest(strangers, members)[0]
     threshold = float(np.quantile(unseen, FALSE_MATCHES))
 
-    def shares(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        train_hits, heldout_hits = (to_train[rows] < threshold).mean(), (to_heldout[rows] < threshold).mean()
-        closer = (to_train[rows] < to_heldout[rows]).mean() + 0.5 * (to_train[rows] == to_heldout[rows]).mean()
-        return np.array([train_hits, heldout_hits, train_hits - heldout_hits, closer])
+    def shares(first: Distances, second: Distances) -> Floats:
+        hits, chance = ((side.min(1) < threshold).mean() for side in (first, second))
+        return np.array([hits, chance, hits - chance, share_closer(first, second)])
 
-    matched, matched_unseen, excess, closer = group_bootstrap(shares, generated.groups, seed)
-    whose = [heldout.groups[i] for i in groups[1]]
-    (chance,) = group_bootstrap(lambda rows: np.array([(unseen[rows] < threshold).mean()]), whose, seed)
+    bounds = [(0.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (0.0, 1.0)]
+    matched, matched_unseen, excess, closer = compared(shares, to_train, to_heldout, generated.groups, bounds, seed)
+    whose = [heldout.groups[i] for i in rows[1]]
+    (chance,) = group_bootstrap(lambda films: np.array([(unseen[films] < threshold).mean()]), whose, seed)
     median = max(float(np.median(unseen)), 1e-12)
-    order = np.argsort(to_train)[:SHOWN]
-    pairs = tuple(Neighbour(int(i), int(groups[0][index[i]]), float(to_train[i] / median)) for i in order)
-    patients = len({train.groups[i] for i in groups[0]})
+    best, patients = to_train.argmin(1), to_train.shape[1]
+    order = np.argsort(to_train.min(1))[:SHOWN]
+    pairs = tuple(Neighbour(int(i), int(rows[0][index[i, best[i]]]), float(to_train[i, best[i]] / median)) for i in order)
     return ReIdentification(
         patients,
         threshold,
@@ -133,15 +134,9 @@ def verification(vectors: Features, patients: Sequence[str], seed: int = 0) -> E
     return area
 
 
-def _some_patients(images: ImageSet, count: int, seed: int) -> NDArray[np.intp]:
-    """Rows of the films of `count` patients; who is drawn depends on id and seed only."""
-    names = sorted(set(images.groups), key=lambda name: (stable_seed("re-identified", seed, name), name))[:count]
-    return np.flatnonzero(np.isin(images.groups, names))
-
-
-def _nearest_way(ways: Sequence[Features], targets: Features) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Distance to and index of the nearest of `targets`, of the films or of their mirror images, whichever is nearer."""
-    (straight, first), (mirrored, second) = (nearest(way, targets) for way in ways)
+def _nearest_way(ways: Sequence[Features], gallery: Features, patients: Sequence[str]) -> tuple[Distances, NDArray[np.intp]]:
+    """Distances [N,P] to the patients of `gallery`, of the films or of their mirror images, whichever is nearer, and the films' rows."""
+    (straight, first), (mirrored, second) = (distances_to_patients(way, gallery, patients) for way in ways)
     return np.minimum(straight, mirrored), np.where(straight <= mirrored, first, second)
 
 

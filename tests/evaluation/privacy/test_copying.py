@@ -38,17 +38,17 @@ def test_a_generator_that_copies_is_flagged_and_its_copies_are_the_pairs(tmp_pat
     films = [toy_film(i, 0) for i in range(12)]
     films[4] = films[4][:, ::-1]  # a mirrored copy is for the gate: neither pixels nor features know it
     found = copying(write_generated(tmp_path / "generated", films), train, heldout, tmp_path / "cache", spaces=["pixels"])
-    assert found.flagged and found.spaces[0].closer_to_train.low > 0.5 and found.spaces[0].distance_ratio.high < 1
+    assert found.flagged and found.closer_to_train[0].low > 0.5 and found.spaces[0].distance_ratio.high < 1
     best = found.pairs[0]
     assert train.groups[best.train] == f"p{best.generated}" and best.distance < 0.01
-    assert max(found.overlaid) > 0.999 and "nearer to a training film (50 % without copying)" in found.measured
+    assert max(found.overlaid) > 0.999 and "nearer to a training patient (50 % without copying)" in found.measured
 
 
 def test_a_generator_of_new_films_is_not(tmp_path: Path) -> None:
     train, heldout = sets(tmp_path)
     fresh = write_generated(tmp_path / "generated", [toy_film(1000 + i, 0) for i in range(40)])
     found = copying(fresh, train, heldout, tmp_path / "cache", spaces=["pixels"])
-    assert not found.flagged and found.spaces[0].closer_to_train.low < 0.5 and max(found.overlaid) < 0.99
+    assert not found.flagged and found.closer_to_train[0].low < 0.5 and max(found.overlaid) < 0.99
 
 
 def test_the_sheet_of_pairs_says_which_side_is_a_patient(tmp_path: Path) -> None:
