@@ -181,7 +181,7 @@ class PrivateRun:
 
         def write(folder: Path) -> None:
             names = {id(value): name for name, value in self.model.named_parameters()}
-            tensors = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+            tensors = {name: value.data for name, value in self.model.named_parameters() if value.requires_grad}
             moments = {
                 f"{names[id(value)]}:{key}": moment
                 for value, state in self.optimizer.original_optimizer.state.items()

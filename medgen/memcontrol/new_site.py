@@ -23,8 +23,9 @@ def make_new_site(out: Path, seed: int = 7041, size: int = 128, processes: int |
     """
     path = write_dataset(out, TRAIN + VALIDATION + TEST, seed, size, site="B", processes=processes)
     manifest = read_manifest(path)
-    splits: list[Split] = ["train"] * TRAIN + ["val"] * VALIDATION + ["test"] * TEST
-    records = [replace(record, split=split) for record, split in zip(manifest.records, splits, strict=True)]
+    splits: list[tuple[Split, int]] = [("train", TRAIN), ("val", VALIDATION), ("test", TEST)]
+    names = [name for name, count in splits for _ in range(count)]
+    records = [replace(record, split=name) for record, name in zip(manifest.records, names, strict=True)]
     return write_manifest(records, path, name="new-site", source=f"{manifest.source}; split anew for memcontrol")
 
 

@@ -97,7 +97,7 @@ class Trajectory(Generic[C]):
     index: int
     frames: np.ndarray
     times: np.ndarray
-    attempt: int = 0
+    attempt: int = field(default=0, kw_only=True)
 
     @property
     def name(self) -> str:

@@ -117,12 +117,14 @@ def audit(
     )
     run = Run(Path(pipeline), reference, members, strangers, prompts, settings, out, str(choose_device(device)), progress)
     out.mkdir(parents=True, exist_ok=True)
-    results = {name: run.part(name) if name not in skip else "left out by --skip" for name in PARTS}
+    results: dict[str, Any] = {name: run.part(name) if name not in skip else "left out by --skip" for name in PARTS}
     rows = report.rows(results)
     facts = run.facts
     _write(out / "audit.json", json.dumps({"facts": facts, "table": plain(rows), "parts": plain(results)}, indent=1))
     page = out / "index.html"
-    pairs = {name: result.pairs for name, result in results.items() if isinstance(result, Copying | ReIdentification)}
+    pairs: dict[str, Any] = {
+        name: result.pairs for name, result in results.items() if isinstance(result, Copying | ReIdentification)
+    }
     nearest = report.Nearest(pairs, run.generated, run.known) if pairs else None
     _write(page, report.render(rows, results, facts, run.train, out, nearest, real_images=not no_real_images))
     return page

@@ -101,7 +101,7 @@ def membership(
         outside = [losses(reference, side, levels, draws, seed, step, captioned_only=True) for side in sides]
         scores["reference"] = [far.captioned - near.captioned for near, far in zip(target, outside, strict=True)]
     attacks = tuple(
-        _attack(name, *(_per_patient(values, side.patients) for values, side in zip(found, sides, strict=True)), seed)
+        _attack(name, _per_patient(found[0], train.patients), _per_patient(found[1], heldout.patients), seed)
         for name, found in scores.items()
     )
     decisive = "reference" if reference is not None else "loss"
