@@ -15,6 +15,7 @@ PROOF = {
     "02_ecg_to_echo": "seen by the judge",
     "03_progression": "read by the judge at the last date",
     "04_reader_study": "simulated skill found again",
+    "05_augmentation": "audited at",
 }
 """What each notebook prints when it has come to its measurement."""
 

@@ -24,7 +24,7 @@ CASE = Case("c", 0, 1, TextConditions(prompt="a film"))
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gate")
-    write_patients(root, {"train": 15, "test": 50})
+    write_patients(root, {"train": 30, "test": 100})
     write_network(root / "network")
     return root
 
@@ -42,26 +42,21 @@ def film(world: Path) -> torch.Tensor:
 
 def test_planted_copies_are_found_and_strangers_pass(built: BuiltGate) -> None:
     validation = built.validation
-    assert validation.recall.value >= 0.95 and validation.validated == (validation.false_alarms.value <= 0.05)
+    assert validation.validated and validation.recall.value >= 0.95 and validation.false_alarms.value <= 0.05
     assert set(validation.recall_by_change) == set(CHANGES) and validation.recall.n == 60
-    assert validation.false_alarms.n == 50  # films of the 25 patients who did not set the threshold
-    said = "validated" if validation.validated else "NOT VALIDATED"
-    assert str(built).startswith(f"{built.folder}: privacy gate {said}: planted copies found")
+    assert validation.false_alarms.n == 100  # films of the 50 patients who did not set the threshold
+    assert str(built).startswith(f"{built.folder}: privacy gate validated: planted copies found")
     saved = json.loads((built.folder / "validation.json").read_text())
-    assert (
-        saved["validated"] == validation.validated
-        and saved["threshold"] == validation.threshold
-        and saved["threshold_from_patients"] == 25
-    )
+    assert saved["validated"] and saved["threshold"] == validation.threshold and saved["threshold_from_patients"] == 50
     card = (built.folder / "README.md").read_text()
-    assert f"**{said.lower()}**" in card and "patient data" in card and "anonym" not in card
+    assert "**validated**" in card and "patient data" in card and "anonym" not in card
 
 
 def test_the_folder_loads_as_a_gate_that_rejects_a_mirrored_crop_and_passes_a_stranger(
     built: BuiltGate, film: torch.Tensor
 ) -> None:
     gate = load_gate(built.folder)
-    assert gate.validated == built.validation.validated and gate.describe()["films"] == 30
+    assert gate.validated and gate.describe()["films"] == 60
     copy = planted(film, ["crop"], seed=5).flip(-1)
     stranger = load_image(built.folder.parent / "images" / "p60-0.png", SIZE)[None]
     (caught,), (passed,) = gate.check(copy, [CASE]), gate.check(stranger, [CASE])
@@ -108,7 +103,7 @@ def test_too_few_strangers_or_shared_patients_are_refused(world: Path, tmp_path:
     few = write_patients(tmp_path, {"test": 12}, first=500)
     with pytest.raises(EvaluationError, match="holds 12 unseen patients; .* at least 40"):
         build_gate(world / "manifest.parquet", few, tmp_path / "gate", model=world / "network")
-    with pytest.raises(EvaluationError, match="15 patients .* are both in"):
+    with pytest.raises(EvaluationError, match="30 patients .* are both in"):
         build_gate(world / "manifest.parquet", world / "manifest.parquet", tmp_path / "gate", heldout_split="train")
 
 
