@@ -118,7 +118,7 @@ def test_killed_in_the_middle_the_same_command_gives_the_same_predictions(tmp_pa
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     train(config, longer)
-    assert "continuing" in capsys.readouterr().out
+    assert "continuing" in capsys.readouterr().err
     whole, killed = (tmp_path / name / "runs/real/100/0/predictions.parquet" for name in ("whole", "killed"))
     assert pq.read_table(whole).equals(pq.read_table(killed))
 

@@ -115,7 +115,7 @@ def with_oneself(first: Floats, again: Floats, categories: Floats) -> Estimate:
     parts = [(len(one) - 1) * float(np.var(one)) for one in left]
     parts.append(float(_without_a_pair(first.ravel(), again.ravel(), categories)))
     variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
-    free = sum(part**2 / df for part, df in zip(parts, (cases - 1, readers - 1, cases * readers - 1), strict=True))
+    free = sum(part**2 / max(df, 1) for part, df in zip(parts, (cases - 1, readers - 1, cases * readers - 1), strict=True))
     half = float(stats.t.ppf(0.975, variance**2 / free) * np.sqrt(variance)) if free > 0 else 0.0
     return Estimate(value, value - half, min(value + half, 1.0), int((np.isfinite(first) & np.isfinite(again)).sum()))
 
