@@ -123,6 +123,18 @@ def test_a_film_is_stepped_frame_by_frame_and_played(one):
     await_that(lambda: int(slider.input_value()) != 4)
 
 
+def test_a_paused_film_shows_the_frame_that_it_numbers(one):
+    reading = one("ejection_fraction", ReadingStudy.film)
+    area = reading.page.locator(".area")
+    for _ in range(6):
+        reading.see("#tools button", "Pause")
+        reading.press("Space").see("#tools button", "Play")
+        grey = 20 * int(reading.page.locator("#tools input").input_value())
+        column = int(area.bounding_box()["width"] // 2)
+        await_that(lambda column=column, grey=grey: abs(pixels(area)[250, column] - grey) <= 3, seconds=10)
+        reading.press("Space")
+
+
 def test_a_stack_turns_with_wheel_keys_and_slider(one):
     reading = one("likert_realism", lambda study: study.frames("stack", [f"{n} mm" for n in range(9)]))
     area = reading.page.locator(".area")

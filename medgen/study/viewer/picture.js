@@ -86,9 +86,9 @@ class Film {
   watch() {
     if (this.closed) return;
     const shown = (_, { mediaTime }) => {
+      this.watch(); // first: a frame that arrives while this one is drawn would go unseen
       if (!this.video.paused) this.at(Math.round(mediaTime * this.fps));
       else if (!this.closed) this.changed(); // "seeked" may come before the frame itself: the one before would stay on the canvas
-      this.watch();
     };
     if (this.video.requestVideoFrameCallback) this.video.requestVideoFrameCallback(shown);
     else requestAnimationFrame(() => shown(0, { mediaTime: this.video.currentTime - 0.5 / this.fps }));

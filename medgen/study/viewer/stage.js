@@ -207,9 +207,8 @@ class Stage {
       film.wanted = undefined;
       film.video.playbackRate = SPEEDS[this.speed];
       if (on) film.video.play().catch(() => film.closed || this.play(false));
-      else film.video.pause();
     }
-    if (!on) films.slice(1).forEach((film) => film.show(films[0].frame)); // films of a pair stop on the same frame
+    if (!on) films.forEach((film) => film.show(films[0].frame)); // the clock ran on past the number that is shown; a pair stops on one frame
     this.toolbar.refresh();
   }
 
