@@ -113,8 +113,8 @@ def write_echo_cases(
         *_population(writer, held[:n], repeats),
         *_shifts(writer, regular[:shifts]),
         *_controls(writer, held[:controls]),
-        *_fractions(writer, regular[-grid:]),
-        *_rates(writer, regular, max(grid // 3, 1)),
+        *_fractions(writer, regular[max(0, len(regular) - grid) :]),
+        *_rates(writer, regular, -(-grid // 3)),
         *_long(writer, far, irregular, joined),
         *_one_at_a_time(writer, regular, one),
     ]

@@ -39,6 +39,12 @@ def test_every_purpose_is_there(lines):
     assert len({line["case_id"] for line in lines}) == len(lines)
 
 
+def test_a_purpose_of_which_none_are_asked_is_left_out(tmp_path, reference):
+    none = dict.fromkeys(("shifts", "controls", "grid", "irregular", "joined", "one", "repeats"), 0)
+    found = write_echo_cases(reference, tmp_path / "cases.jsonl", split=None, n=2, **none).read_text().splitlines()
+    assert {json.loads(line)["purpose"] for line in found} == {"population"}
+
+
 def test_what_is_held_is_held(lines):
     groups = {}
     for line in lines:
