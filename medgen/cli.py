@@ -118,13 +118,18 @@ VERBS = {
         "PSNR and SSIM of reconstructions on held-out images", "medgen.evaluation.autoencoder:evaluate_autoencoder"
     ),
     "augment plan": Verb(
-        "plan synthetic films: which findings, sides and groups a training set lacks", "medgen.augmentation.plan:plan"
+        "plan synthetic films or clips: which findings, groups or ejection fractions a training set lacks",
+        "medgen.augmentation.plan:plan",
     ),
     "augment generate": Verb(
         "sample a plan through quality and privacy gates; writes a manifest to train on", "medgen.augmentation.generate:generate"
     ),
+    "augment collect": Verb(
+        "a manifest of sampled echo clips to train on: the asked ejection fraction is the label",
+        "medgen.augmentation.clip_generate:collect",
+    ),
     "augment train": Verb(
-        "train classifiers on real, synthetic and mixed films, at shares of the real data and over seeds",
+        "train networks on real, synthetic and mixed films or clips, at shares of the real data and over seeds",
         "medgen.augmentation.experiment:train",
     ),
     "augment report": Verb(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, write_manifest
 
 FINDINGS = ("pleural_effusion", "nodule", "edema")
@@ -87,6 +88,43 @@ def write_runs(
         "complete": True,
     }
     (out / "experiment.json").write_text(json.dumps({**facts, "notes": ["made up to test the report"]}))
+    return out
+
+
+def write_clip_runs(out: Path, errors: Mapping[tuple[str, float], float], *, seeds: int = 3, patients: int = 120) -> Path:
+    """RUNS of networks that read ejection fractions with a normal error of that many points, the same patients wrong in all of them."""
+    rng, people, truths, shared = np.random.default_rng(0), {}, {}, {}
+    for name in ("val", "test"):
+        truths[name], shared[name] = rng.uniform(15, 75, patients), rng.normal(0, 1, patients)
+        people[name] = [
+            EchoRecord(f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}.avi", ("A4C", "A2C")[i % 2], 20.0, 32, name,  # type: ignore[arg-type]
+                       float(truths[name][i]), sex="FM"[i % 3 == 0], age=60.0)  # type: ignore[arg-type]
+            for i in range(patients)
+        ]  # fmt: skip
+    path = write_manifest([*people["val"], *people["test"]], out / "hearts.parquet", name="made-up hearts", source="test")
+    runs = []
+    for (arm, fraction), error in errors.items():
+        for seed in range(seeds):
+            folder = f"{arm}/{fraction * 100:g}/{seed}"
+            (out / folder).mkdir(parents=True)
+            tables = []
+            for name, records in people.items():
+                own = 0.8 * shared[name] + 0.6 * rng.normal(0, 1, patients)
+                ids = [record.record_id for record in records]
+                tables.append(pd.DataFrame({
+                    "record_id": ids, "patient_id": ids, "set": name, "truth_ejection_fraction": truths[name],
+                    "mask_ejection_fraction": True, "p_ejection_fraction": truths[name] + error * own,
+                }))  # fmt: skip
+            pd.concat(tables).to_parquet(out / folder / "predictions.parquet")
+            real = 0 if arm.startswith("synthetic") else round(1000 * fraction)
+            runs.append({"arm": arm, "fraction": fraction, "seed": seed, "folder": folder, "real_clips": real, "real_patients": real,
+                         "synthetic_clips": 0 if arm == "real" else round(1000 * fraction),
+                         "ejection_fraction": {"mean": 46.0, "std": 17.0, "below_40": 4}})  # fmt: skip
+    facts = {
+        "findings": ["ejection_fraction"], "config": {"task": "ejection-fraction"}, "runs": runs, "planned": len(runs),
+        "complete": True, "manifests": {"real": {"path": str(path), "name": "made-up hearts", "sha256": _sha(path)}}, "notes": [],
+    }  # fmt: skip
+    (out / "experiment.json").write_text(json.dumps(facts))
     return out
 
 

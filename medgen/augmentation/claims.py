@@ -9,19 +9,20 @@ from typing import Literal
 import numpy as np
 
 from medgen.augmentation.measures import Measured, Spread
+from medgen.augmentation.outcomes import FINDINGS, Outcome
 from medgen.augmentation.predictions import Experiment
 
 ALPHA = 0.05
-MARGIN = 0.03  # "synthetic only" counts as equal to real films within this many points of macro AUROC
 Kind = Literal["gain", "equal"]
-Verdict = Literal["higher", "lower", "none shown", "within the margin", "behind", "not decided", "one seed"]
+Verdict = Literal["better", "worse", "none shown", "within the margin", "behind", "not decided", "one seed"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm minus real at a fraction of the real patients, on one set, macro AUROC. `p` of the claim, `p_holm` over the family.
+    """One arm minus real at a fraction of the real patients, on one set, of the outcome's primary measure. `p` of the claim, `p_holm`
+    over the family.
 
-    kind gain: is there a difference from 0? kind equal: does it lie inside ± `margin` (two one-sided tests)?
+    kind gain: is there a difference from 0? kind equal: does it lie inside ± the outcome's margin (two one-sided tests)?
     """
 
     kind: Kind
@@ -31,7 +32,7 @@ class Comparison:
     difference: Spread
     p: float
     p_holm: float
-    margin: float
+    outcome: Outcome
 
     @property
     def verdict(self) -> Verdict:
@@ -40,40 +41,46 @@ class Comparison:
             return "one seed"
         held = np.isfinite(self.p_holm) and self.p_holm < ALPHA
         if self.kind == "equal":
-            inside = -self.margin < d.low and d.high < self.margin
-            return "within the margin" if held and inside else "behind" if d.high < -self.margin else "not decided"
+            far = max(self.outcome.better(end) for end in (d.low, d.high)) < -self.outcome.margin
+            return "within the margin" if held and self.inside else "behind" if far else "not decided"
         if not (held and (d.low > 0 or d.high < 0)):
             return "none shown"
-        return "higher" if d.value > 0 else "lower"
+        return "better" if self.outcome.better(d.value) > 0 else "worse"
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval lies inside the margin."""
+        return -self.outcome.margin < self.difference.low and self.difference.high < self.outcome.margin
 
     @property
     def state(self) -> str:
         """Of the sentence: shown, open or warning."""
-        return {"higher": "shown", "within the margin": "shown", "lower": "warning", "behind": "warning"}.get(
+        return {"better": "shown", "within the margin": "shown", "worse": "warning", "behind": "warning"}.get(
             self.verdict, "open"
         )
 
     def sentence(self, family: int) -> str:
         """What may be said, and no more."""
-        where = f"{percent(self.fraction)} of the real patients, {self.set} films: {arm_words(self.arm)}"
-        against = "minus as many real films" if self.kind == "equal" else "minus real films alone"
-        told = f"{where} {against} = {points(self.difference)} of macro AUROC"
-        d, corrected = self.difference, f"{p_words(self.p_holm)} after Holm's correction over {family}"
+        o, d = self.outcome, self.difference
+        where = f"{percent(self.fraction)} of the real patients, {self.set} {o.items}: {arm_words(self.arm, o.items)}"
+        against = f"minus as many real {o.items}" if self.kind == "equal" else f"minus real {o.items} alone"
+        told = f"{where} {against} = {points(d, o)} of {o.what}"
+        corrected, margin = f"{p_words(self.p_holm)} after Holm's correction over {family}", f"{o.scale * o.margin:g} points"
         if self.verdict == "one seed":
             return f"{told}. One seed: another training might say the opposite, so nothing is claimed."
         if self.verdict == "within the margin":
-            return f"{told}, inside ± {100 * self.margin:g} points, {corrected}."
+            return f"{told}, inside ± {margin}, {corrected}."
         if self.verdict == "behind":
-            return f"{told}: more than {100 * self.margin:g} points behind real films."
+            return f"{told}: more than {margin} behind real {o.items}."
         if self.verdict == "not decided":
-            if -self.margin < d.low and d.high < self.margin:
-                return f"{told}, inside ± {100 * self.margin:g} points, but {corrected} comparisons: not decided."
-            return f"{told}. The interval reaches beyond ± {100 * self.margin:g} points: not decided."
+            if self.inside:
+                return f"{told}, inside ± {margin}, but {corrected} comparisons: not decided."
+            return f"{told}. The interval reaches beyond ± {margin}: not decided."
         if self.verdict == "none shown":
             if d.low > 0 or d.high < 0:
                 return f"{told}. The interval leaves out 0, but {corrected} comparisons: no difference is shown."
             return f"{told}. No difference is shown, which is not evidence that there is none."
-        way = "Synthetic films helped" if self.verdict == "higher" else "Synthetic films did harm"
+        way = f"Synthetic {o.items} helped" if self.verdict == "better" else f"Synthetic {o.items} did harm"
         return f"{told}. {way} ({corrected} comparisons)."
 
 
@@ -106,44 +113,46 @@ def primary(measured: Measured, arm: str | None, fraction: float) -> list[Compar
     found = []
     for kind, arm, share in meant:
         for name in experiment.sets:
-            difference = measured.difference(arm, "real", share, name, "auroc")
+            difference = measured.difference(arm, "real", share, name, experiment.outcome.primary)
             if difference is not None:
-                found.append((kind, arm, share, name, difference, _p(kind, difference)))
+                p = _p(kind, difference, experiment.outcome.margin)
+                found.append((kind, arm, share, name, difference, p))
     adjusted = holm([one[-1] for one in found])
-    return [Comparison(*one, p_holm, MARGIN) for one, p_holm in zip(found, adjusted, strict=True)]
+    return [Comparison(*one, p_holm, experiment.outcome) for one, p_holm in zip(found, adjusted, strict=True)]
 
 
 def secondary(measured: Measured, family: Sequence[Comparison]) -> list[Comparison]:
     """Every other arm minus real at the same fraction, uncorrected: to look at, not to claim."""
     done = {(one.arm, round(one.fraction, 6)) for one in family}
-    found = []
+    found, outcome = [], measured.experiment.outcome
     for arm in measured.experiment.arms[1:]:
         for fraction in measured.experiment.fractions(arm):
             if (arm, round(fraction, 6)) in done or not measured.experiment.of("real", fraction):
                 continue
             for name in measured.experiment.sets:
-                difference = measured.difference(arm, "real", fraction, name, "auroc")
+                difference = measured.difference(arm, "real", fraction, name, outcome.primary)
                 if difference is not None:
-                    found.append(Comparison("gain", arm, fraction, name, difference, difference.p(), float("nan"), MARGIN))
+                    found.append(Comparison("gain", arm, fraction, name, difference, difference.p(), float("nan"), outcome))
     return found
 
 
-def _p(kind: Kind, difference: Spread) -> float:
+def _p(kind: Kind, difference: Spread, margin: float) -> float:
     if kind == "gain":
         return difference.p()
     # two one-sided tests (Schuirmann 1987): above -margin, and below +margin
-    below = 1 - difference.p_above(MARGIN)
-    return max(difference.p_above(-MARGIN), below)
+    below = 1 - difference.p_above(margin)
+    return max(difference.p_above(-margin), below)
 
 
-def arm_words(arm: str) -> str:
+def arm_words(arm: str, items: str = "films") -> str:
     """ "mixed-2x" as a reader says it."""
     kind, _, times = arm.partition("-")
+    many = {"": "as many", "1x": "as many", "all": "all"}.get(times, f"{times[:-1]} times as many")
     if kind == "mixed":
-        return "real films and " + ("as many" if times in ("", "1x") else f"{times[:-1]} times as many") + " synthetic ones"
+        return f"real {items} and {many} synthetic ones"
     if kind == "synthetic":
-        return "synthetic films alone" + (f", {times[:-1]} times as many" if times not in ("", "1x") else "")
-    return {"pretrained": "pretraining on synthetic, then real films", "real": "real films"}.get(arm, arm)
+        return f"synthetic {items} alone" + ("" if many == "as many" else f", {many}" + " of them" * (many == "all"))
+    return {"pretrained": f"pretraining on synthetic, then real {items}", "real": f"real {items}"}.get(arm, arm)
 
 
 def percent(fraction: float) -> str:
@@ -151,19 +160,19 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:g} %"
 
 
-def points(d: Spread) -> str:
+def points(d: Spread, outcome: Outcome = FINDINGS) -> str:
     """ "+2.1 points (95 % interval +0.4 to +3.8, 3 seeds)"."""
     if not np.isfinite(d.value):
         return "not measured"
     seeds = f"{d.seeds} seed{'s' if d.seeds != 1 else ''}"
     if not np.isfinite(d.low):
-        return f"{signed(d.value)} points ({seeds})"
-    return f"{signed(d.value)} points (95 % interval {signed(d.low)} to {signed(d.high)}, {seeds})"
+        return f"{signed(d.value, outcome)} points ({seeds})"
+    return f"{signed(d.value, outcome)} points (95 % interval {signed(d.low, outcome)} to {signed(d.high, outcome)}, {seeds})"
 
 
-def signed(share: float) -> str:
-    """ "+2.1", "−0.4": a share in points."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
+def signed(value: float, outcome: Outcome = FINDINGS) -> str:
+    """ "+2.1", "−0.4": a difference in points of the outcome, of a share if not given."""
+    return f"{round(outcome.scale * value, outcome.digits) + 0.0:+.{outcome.digits}f}".replace("-", "−")
 
 
 def p_words(p: float) -> str:

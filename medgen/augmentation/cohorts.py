@@ -1,79 +1,76 @@
-"""Whose films an augmentation experiment trains on, chooses by and is tested on; what would make its figures lie is refused by name."""
+"""Whose films or clips an augmentation experiment trains on, chooses by and is tested on; what would make its figures lie is refused by
+name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from medgen.augmentation.learners import Learner
 from medgen.config import ConfigError
-from medgen.data.records import CXRRecord, Manifest, Split
-from medgen.seeds import stable_seed
-from medgen.tasks.image_classifier import Films, FilmSource, FindingFilms, Thinning, drawn, targets_of
+from medgen.data.records import Manifest, Split
+from medgen.tasks.shares import first_patients
 
 
 @dataclass(frozen=True)
 class Cohorts:
     """The manifests of an experiment: `real` with its three splits, `synthetic` (training only), `external` (test only, whole)."""
 
-    real: Manifest
-    synthetic: Manifest | None
-    external: Manifest | None
-    findings: tuple[str, ...]
-    films: Films
+    real: Manifest[Any]
+    synthetic: Manifest[Any] | None
+    external: Manifest[Any] | None
+    learner: Learner
 
-    def part(self, split: Split) -> Manifest:
-        """The real films of one split. Raises `ConfigError` where it has none."""
+    def part(self, split: Split) -> Manifest[Any]:
+        """The real items of one split. Raises `ConfigError` where it has none."""
         records = tuple(record for record in self.real.records if record.split == split)
         if not records:
             raise ConfigError(
-                f"{self.real.name}: the manifest of real films has no split {split!r}; an experiment needs all three"
+                f"{self.real.name}: the manifest of real {self.learner.outcome.items} has no split {split!r}; an experiment needs all "
+                "three"
             )
         return replace(self.real, records=records)
 
-    def sets(self, fraction: float, seed: int) -> dict[str, FindingFilms]:
-        """Films by what they are for: "val" (cut down to `fraction` of its patients), "test", "external"."""
-        parts = {"val": share_of_patients(self.part("val"), fraction, seed), "test": self.part("test")}
+    def sets(self, fraction: float, seed: int) -> dict[str, Any]:
+        """Data sets by what they are for: "val" (cut down to `fraction` of its patients), "test", "external"."""
+        val = self.part("val")
+        parts = {
+            "val": replace(val, records=tuple(first_patients(val.records, fraction, seed, "val"))),
+            "test": self.part("test"),
+        }
         if self.external is not None:
             parts["external"] = self.external
-        return {name: FindingFilms([part], self.findings, self.films) for name, part in parts.items()}
+        return {name: self.learner.dataset(part) for name, part in parts.items()}
 
 
-def share_of_patients(manifest: Manifest, fraction: float, seed: int) -> Manifest:
-    """The films of `fraction` of the patients of `manifest`; a smaller share lies inside a larger one."""
-    if fraction == 1:
-        return manifest
-    patients = sorted({record.patient_id for record in manifest.records}, key=lambda name: stable_seed("val", seed, name))
-    kept = set(patients[: max(round(fraction * len(patients)), 1)])
-    return replace(manifest, records=tuple(record for record in manifest.records if record.patient_id in kept))
-
-
-def open_cohorts(real: Path, synthetic: Path | None, external: Path | None, findings: Sequence[str], films: Films) -> Cohorts:
+def open_cohorts(real: Path, synthetic: Path | None, external: Path | None, learner: Learner) -> Cohorts:
     """Read the manifests and refuse, naming patients or findings, what no experiment can be made of.
 
-    Raises `ConfigError` for a patient in two manifests, synthetic films among real ones or the other way round, and a split or
-    set in which a finding has only one class; `ManifestError` for a manifest of another kind.
+    Raises `ConfigError` for a patient in two manifests, synthetic items among real ones or the other way round, and a split or
+    set in which what is to be learned does not vary; `ManifestError` for a manifest of another kind.
     """
     paths = {"real": real, "synthetic": synthetic, "external": external}
-    manifests = {name: films.manifest(path) for name, path in paths.items() if path is not None}
+    manifests = {name: learner.manifest(path) for name, path in paths.items() if path is not None}
     for name, manifest in manifests.items():
         strange = [record for record in manifest.records if bool(record.extra.get("synthetic")) != (name == "synthetic")]
         if strange:
             what = "do not say that they are synthetic" if name == "synthetic" else "are synthetic"
             raise ConfigError(
-                f"{name}: {len(strange)} of the {len(manifest)} films of {paths[name]} {what} (extra.synthetic): "
+                f"{name}: {len(strange)} of the {len(manifest)} {learner.outcome.items} of {paths[name]} {what} (extra.synthetic): "
                 f"{_some(record.record_id for record in strange)}"
             )
     _refuse_shared_patients(manifests, paths)
-    cohorts = Cohorts(manifests["real"], manifests.get("synthetic"), manifests.get("external"), tuple(findings), films)
+    cohorts = Cohorts(manifests["real"], manifests.get("synthetic"), manifests.get("external"), learner)
     for split in ("train", "val", "test"):
-        refuse_one_class(cohorts.part(split).records, findings, f"{real}, split {split!r}")
+        learner.refuse_constant(cohorts.part(split).records, f"{real}, split {split!r}")
     if cohorts.external is not None:
-        refuse_one_class(cohorts.external.records, findings, str(external))
+        learner.refuse_constant(cohorts.external.records, str(external))
     return cohorts
 
 
-def _refuse_shared_patients(manifests: dict[str, Manifest], paths: dict[str, Path | None]) -> None:
+def _refuse_shared_patients(manifests: dict[str, Manifest[Any]], paths: dict[str, Path | None]) -> None:
     names = list(manifests)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
@@ -81,46 +78,32 @@ def _refuse_shared_patients(manifests: dict[str, Manifest], paths: dict[str, Pat
             if shared := here & there:
                 raise ConfigError(
                     f"{len(shared)} patients are in {one} ({paths[one]}) and in {other} ({paths[other]}): {_some(shared)}. "
-                    "What a classifier has trained on, it cannot be tested on"
+                    "What a network has trained on, it cannot be tested on"
                 )
 
 
-def refuse_one_class(records: Iterable[CXRRecord], findings: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` naming every finding that all films of `where` show, or none."""
-    records = list(records)
-    targets, mask = targets_of(records, findings)
-    shown, known = (targets * mask).sum(0).int().tolist(), mask.sum(0).int().tolist()
-    wrong = [f"{name} ({n} of {k})" for name, n, k in zip(findings, shown, known, strict=True) if n == 0 or n == k]
-    if wrong:
-        raise ConfigError(
-            f"{where}: only one class of {', '.join(wrong)} films show it; leave it out of `findings`, or take more patients"
-        )
+def sources(arm: str, fraction: float, seed: int, real: Path, synthetic: Path | None, learner: Learner) -> tuple[Any, ...]:
+    """What `arm` trains on at `fraction` of the real patients (the last stage of "pretrained"). Raises `ConfigError` where items lack.
 
-
-def sources(
-    arm: str, fraction: float, seed: int, real: Path, synthetic: Path | None, rare: Thinning | None, films: Films
-) -> tuple[FilmSource, ...]:
-    """What `arm` trains on at `fraction` of the real patients (the last stage of "pretrained"). Raises `ConfigError` where films lack.
-
-    "synthetic" has as many films as the real arm, "synthetic-3x" three times as many; "mixed-3x" adds those to the real ones.
-    "-all" takes every synthetic film there is.
+    "synthetic" has as many items as the real arm, "synthetic-3x" three times as many; "mixed-3x" adds those to the real ones.
+    "-all" takes every synthetic item there is.
     """
-    own = FilmSource(manifest=real, fraction=fraction, rare=rare)
+    own = learner.source(real, fraction, real=True)
     if arm in ("real", "pretrained"):
         return (own,)
     assert synthetic is not None
     kind, _, amount = arm.partition("-")
     if amount == "all":
-        added = FilmSource(manifest=synthetic)
+        added = learner.source(synthetic)
     else:
-        count = int(amount.removesuffix("x") or 1) * len(drawn(own, films, seed))
-        there = sum(record.split == "train" for record in films.manifest(synthetic).records)
+        count = int(amount.removesuffix("x") or 1) * len(learner.drawn(own, seed))
+        there = sum(record.split == "train" for record in learner.manifest(synthetic).records)
         if count > there:
             raise ConfigError(
-                f"arms.{arm} at {fraction:g} of the real patients needs {count} synthetic films; {synthetic} has {there}. Take that "
-                "fraction out of the arm, or generate more"
+                f"arms.{arm} at {fraction:g} of the real patients needs {count} synthetic {learner.outcome.items}; {synthetic} has "
+                f"{there}. Take that fraction out of the arm, or generate more"
             )
-        added = FilmSource(manifest=synthetic, films=count)
+        added = learner.source(synthetic, count=count)
     return (own, added) if kind == "mixed" else (added,)
 
 

@@ -1,19 +1,20 @@
 """Who is missed more often: false-negative rates by sex, age band and view, alone and crossed, and whether synthetic films change that.
 
 A false negative is a finding on a film that the classifier puts below its threshold. The rate of a group is pooled over findings, so
-groups with more of the hard findings look worse; what an arm changes within a group does not depend on that.
+groups with more of the hard findings look worse; what an arm changes within a group does not depend on that. Of a number that is
+read off a clip the "rate" is the group's mean absolute error, and the number itself makes groups too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from medgen.augmentation.measures import Bools, Floats, Measured, Spread, resampled, spread, thresholds
-from medgen.augmentation.predictions import Films
-from medgen.data.records import CXRRecord
+from medgen.augmentation.predictions import Films, Person
 from medgen.seeds import stable_seed
 
 SMALLEST = 20  # patients with a finding; smaller groups are counted, not shown
@@ -22,7 +23,7 @@ AGES = ((0, 50, "under 50"), (50, 70, "50 to 69"), (70, 200, "70 and over"))
 
 @dataclass(frozen=True)
 class Group:
-    """One group's false-negative rate by arm, and each arm's minus real's. `misses` asked: findings that were there."""
+    """One group's false-negative rate by arm, and each arm's minus real's. `asked`: findings that were there, or clips."""
 
     axis: str
     name: str
@@ -62,14 +63,14 @@ def gaps(measured: Measured, fraction: float, name: str, resamples: int, seed: i
     if people is None or not arms:
         return None
     films = experiment.films[name]
-    asked = (films.truth & films.known).sum(1).astype(float)
+    asked = _asked(films)
     missed = {arm: _missed(measured, arm, fraction, name) for arm in arms}
     weights = resampled(films, resamples, seed)
     groups, found, hidden = [], [], []
     for axis, member in _axes(films, people).items():
         names = [
             g
-            for g in sorted(set(member) - {""}, key=lambda g: g.replace("under", "0"))
+            for g in sorted(set(member) - {""}, key=lambda g: g.replace("under", "0").replace("below", "0"))
             if len(_with_finding(films, asked, member == g)) >= SMALLEST
         ]
         if lacking := len(set(member) - {""}) - len(names):
@@ -81,27 +82,47 @@ def gaps(measured: Measured, fraction: float, name: str, resamples: int, seed: i
     return Gaps(name, fraction, tuple(groups), tuple(found), tuple(hidden), SMALLEST)
 
 
+def _asked(films: Films) -> Floats:
+    """How many findings each film has, [N]; a clip has one number."""
+    there = films.truth if films.truth.dtype == bool else np.ones_like(films.known)
+    return np.asarray((there & films.known).sum(1), dtype=float)
+
+
+def _rate_bounds(films: Films) -> tuple[float, float]:
+    return 0.0, (1.0 if films.truth.dtype == bool else math.inf)
+
+
 def _missed(measured: Measured, arm: str, fraction: float, name: str) -> dict[int, Floats]:
-    """How many of the findings of each film were missed, [N], by seed."""
+    """How many of the findings of each film were missed, or how far the number read off a clip lies from the true one, [N], by seed."""
     films, found = measured.experiment.films[name], {}
     for seed, run in measured.experiment.of(arm, fraction).items():
+        if films.truth.dtype != bool:
+            found[seed] = (np.abs(run.scores[name] - films.truth) * films.known).sum(1)
+            continue
         found[seed] = ((run.scores[name] < thresholds(run)) & films.truth & films.known).sum(1).astype(float)
     return found
 
 
-def _axes(films: Films, people: Mapping[str, CXRRecord]) -> dict[str, np.ndarray]:
+def _axes(films: Films, people: Mapping[str, Person]) -> dict[str, np.ndarray]:
     """Each film's group by axis, [N] text; empty where the record does not say."""
     records = [people[film] for film in films.record_ids]
     sex = np.array([{"F": "women", "M": "men"}.get(r.sex or "", "") for r in records])
     age = np.array([next((n for low, high, n in AGES if r.age is not None and low <= r.age < high), "") for r in records])
-    view = np.array([r.view if r.view in ("PA", "AP", "LATERAL") else "" for r in records])
+    view = np.array([r.view if r.view != "UNKNOWN" else "" for r in records])
+    number = {} if films.truth.dtype == bool else {"ejection fraction": _bands(films.truth[:, 0])}
 
     def crossed(*parts: np.ndarray) -> np.ndarray:
         return np.array([", ".join(row) if all(row) else "" for row in zip(*parts, strict=True)])
 
-    return {
+    return number | {
         "sex": sex, "age": age, "view": view, "sex × age": crossed(sex, age), "sex × age × view": crossed(sex, age, view)
     }  # fmt: skip
+
+
+def _bands(fractions: Floats) -> np.ndarray:
+    """Ejection fractions [N] (percent) as guidelines cut them: at 40 and 50, and low ones at 30."""
+    names = np.array(["below 30 %", "30 to 40 %", "40 to 50 %", "50 % and over"])
+    return names[np.digitize(fractions, (30, 40, 50))]
 
 
 def _with_finding(films: Films, asked: Floats, rows: Bools) -> set[str]:
@@ -121,7 +142,9 @@ def _group(
 ) -> Group:
     rows = member == g
     patients = len(_with_finding(films, asked, rows))
-    own = {arm: spread(np.stack([t[i] for t in by_seed.values()]), patients, (0.0, 1.0)) for arm, by_seed in rates.items()}
+    own = {
+        arm: spread(np.stack([t[i] for t in by_seed.values()]), patients, _rate_bounds(films)) for arm, by_seed in rates.items()
+    }
     return Group(
         axis,
         g,
@@ -148,7 +171,7 @@ def _gap(
 ) -> Gap:  # fmt: skip
     wide = {arm: {s: t.max(0) - t.min(0) for s, t in by_seed.items()} for arm, by_seed in rates.items()}
     patients = len(set(films.patients))
-    own = {arm: spread(np.stack(list(by_seed.values())), patients, (0.0, 1.0)) for arm, by_seed in wide.items()}
+    own = {arm: spread(np.stack(list(by_seed.values())), patients, _rate_bounds(films)) for arm, by_seed in wide.items()}
     chance = _chance(missed, asked, member, names, films, seed)
     return Gap(axis, own, chance, _changes(wide, patients))
 

@@ -11,36 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from medgen.augmentation.attempts import attempts_of, rejections
+from medgen.augmentation.clip_generate import MANIFEST, generate_clips
 from medgen.augmentation.contact_sheet import SHEET, by_stratum, compare_sheet
-from medgen.augmentation.plan import CASES, PLAN, PlanError, rarest_first, stratum
+from medgen.augmentation.plan import rarest_first, stratum
+from medgen.augmentation.planned import CASES, PlanError, read_facts
 from medgen.augmentation.target import Counts, count, count_records
+from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, FindingLabel, read_manifest, write_manifest
 from medgen.evaluation.statistics import wilson
 from medgen.sampling.cases import Case, TextConditions, read_cases
 from medgen.sampling.output import METADATA, REJECTED
 from medgen.sampling.quality_gate import QualityGate
-from medgen.sampling.request import RESERVED, Dtype
+from medgen.sampling.request import CONTACT_SHEET, RESERVED, Dtype
 from medgen.sampling.sampler import jobs_of
 from medgen.sampling.text_to_cxr import sample
 
-MANIFEST, SUMMARY = "manifest.parquet", "augmentation.json"
+SUMMARY = "augmentation.json"
 TextCase = Case[TextConditions]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What `generate` left: `films` of the `planned` ones; `complete` when no shard has work left."""
+    """What `generate` left: `films` (or clips, as `items` says) of the `planned` ones; `complete` when no shard has work left."""
 
     out: Path
     films: int
     planned: int
     complete: bool
     notes: tuple[str, ...] = ()
+    items: str = "films"
+    sheet: str = SHEET
 
     def __str__(self) -> str:
         if not self.complete:
-            return f"{self.out}: this shard is done; the rest of {self.planned} films is up to the other shards"
-        head = f"{self.out / MANIFEST}: {self.films} of {self.planned} planned films; see {self.out / SHEET}"
+            return f"{self.out}: this shard is done; the rest of {self.planned} {self.items} is up to the other shards"
+        head = f"{self.out / MANIFEST}: {self.films} of {self.planned} planned {self.items}; see {self.out / self.sheet}"
         return head + "".join(f"\n  {note}" for note in self.notes)
 
 
@@ -60,7 +65,8 @@ def generate(
     threads: int = 1,
     progress: bool = True,
 ) -> Generated:
-    """Generate a plan's films: a sampled folder with manifest.parquet, a sheet beside real films, and a count of what gates rejected.
+    """Generate a plan's films or clips: a sampled folder with manifest.parquet; of films also a sheet beside real ones, and a count of
+    what gates rejected.
 
     The same command again continues an interrupted folder and does nothing on a finished one.
 
@@ -80,6 +86,11 @@ def generate(
         threads: CPU threads of each film.
         progress: a progress line on the terminal; --no-progress hides it.
     """
+    if (facts := read_facts(plan)).get("kind") == EchoRecord.kind:
+        if quality or privacy:
+            raise PlanError("no gate judges echo clips yet: leave --quality and --privacy out")
+        return _clips(plan, facts, pipeline, out, steps=steps, guidance=guidance, batch_size=batch_size, shard=shard, device=device,
+                      dtype=dtype, threads=threads, progress=progress)  # fmt: skip
     facts, cases = read_plan(plan)
     gates: list[Any] = [QualityGate.load(None if quality == "shipped" else Path(quality))] if quality else []
     gates += [privacy] if privacy else []
@@ -102,6 +113,13 @@ def generate(
     films = by_stratum([(line["stratum"], out / line["file_name"]) for line in lines])
     (out / SHEET).write_bytes(compare_sheet(real, films))
     return Generated(out, len(records), planned, True, (*summary["notes"], *([problem] if problem else [])))
+
+
+def _clips(plan: Path, facts: Mapping[str, Any], pipeline: str, out: Path, **options: Any) -> Generated:
+    planned, done = sum(facts["planned"].values()), generate_clips(plan, facts, pipeline, out, **options)
+    if done is None:
+        return Generated(out, 0, planned, False, items="clips")
+    return Generated(out, done.clips, planned, True, done.notes, "clips", CONTACT_SHEET)
 
 
 def summarise(
@@ -162,11 +180,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def read_plan(folder: Path) -> tuple[dict[str, Any], list[TextCase]]:
     """A plan's facts and cases. Raises `PlanError` for a folder that is none, `CaseError` for a damaged one."""
-    try:
-        facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise PlanError(f"{folder} is no plan: no readable {PLAN}; `medgen augment plan` writes one") from None
-    return facts, read_cases(folder / CASES, TextConditions, RESERVED)
+    return read_facts(folder), read_cases(folder / CASES, TextConditions, RESERVED)
 
 
 def record_of(line: Mapping[str, Any]) -> CXRRecord:

@@ -1,4 +1,4 @@
-"""AUROC, average precision, Brier score, calibration error and recall of one run, on all films and on resampled patients at once.
+"""AUROC, average precision, Brier score, calibration error and recall (of a number: `agreement`) of one run, on resampled patients.
 
 A resample of patients is a weight per film (how often its patient was drawn), so every measure here takes weights [B,N] and gives
 [B]; the first row is all ones: the films as they are.
@@ -7,16 +7,17 @@ A resample of patients is a weight per film (how often its patient was drawn), s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from medgen.augmentation import agreement
 from medgen.augmentation.predictions import Bools, Experiment, Films, Run, Scores
 from medgen.seeds import stable_seed
 
 Floats = NDArray[np.float64]
-MEASURES = ("auroc", "auprc", "brier", "ece")
 BINS = 10
 LEVEL = 0.95
 
@@ -105,6 +106,10 @@ def thresholds(run: Run) -> Floats:
     return np.array([threshold(truth[known[:, f], f], p[known[:, f], f]) for f in range(p.shape[1])])
 
 
+CLASSES = {"auroc": auroc, "auprc": auprc, "brier": brier, "ece": ece}
+NUMBERS = {"mae": agreement.mae, "r2": agreement.r2, "bias": agreement.bias, "lower": agreement.lower, "upper": agreement.upper}
+
+
 @dataclass(frozen=True)
 class Replicates:
     """One run on one set: values [B+1,F] by measure, the first row on the films as they are; sensitivity and specificity too."""
@@ -114,22 +119,26 @@ class Replicates:
     def macro(self, measure: str) -> Floats:
         """Mean over the findings that both classes of are there, [B+1]."""
         table = self.values[measure]
+        if table.shape[1] == 1:
+            return table[:, 0]
         with np.errstate(invalid="ignore"):
             return np.asarray(np.nanmean(table[:, np.isfinite(table[0])], axis=1))
 
 
 def replicates(run: Run, films: Films, name: str, weights: Floats) -> Replicates:
-    """Every measure of `run` on the set `name`."""
-    functions = {"auroc": auroc, "auprc": auprc, "brier": brier, "ece": ece}
-    columns: dict[str, list[Floats]] = {key: [] for key in (*functions, "recall", "specificity")}
-    cuts = thresholds(run)
+    """Every measure of `run` on the set `name`: of classes where the truth is one, of agreement where it is a number."""
+    classes = films.truth.dtype == bool
+    functions: dict[str, Any] = CLASSES if classes else NUMBERS
+    columns: dict[str, list[Floats]] = {key: [] for key in (*functions, *(("recall", "specificity") if classes else ()))}
+    cuts = thresholds(run) if classes else None
     for f in range(films.truth.shape[1]):
         rows = films.known[:, f]
         truth, scores, part = films.truth[rows, f], run.scores[name][rows, f], weights[:, rows]
         for key, function in functions.items():
             columns[key].append(function(truth, scores, part))
-        for key, values in zip(("recall", "specificity"), recall(truth, scores, part, cuts[f]), strict=True):
-            columns[key].append(values)
+        if cuts is not None:
+            for key, values in zip(("recall", "specificity"), recall(truth, scores, part, cuts[f]), strict=True):
+                columns[key].append(values)
     return Replicates({key: np.stack(values, axis=1) for key, values in columns.items()})
 
 
@@ -204,7 +213,7 @@ class Measured:
     def estimate(self, arm: str, fraction: float, name: str, measure: str, finding: int | None = None) -> Spread:
         """Of one arm."""
         rows = self.values(arm, fraction, name, measure, finding)
-        return spread(np.stack(list(rows.values())), self.patients[name], (0.0, 1.0))
+        return spread(np.stack(list(rows.values())), self.patients[name], self.experiment.outcome.bounds(measure))
 
     def difference(
         self, arm: str, reference: str, fraction: float, name: str, measure: str, finding: int | None = None

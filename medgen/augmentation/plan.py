@@ -1,13 +1,10 @@
-"""`medgen augment plan`: from what real films show to the prompts of the synthetic ones that shall be added to them."""
+"""`medgen augment plan`: from what real films show to the prompts of the synthetic films that shall be added (clips: `clip_plan`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +13,15 @@ import numpy as np
 from medgen import __version__
 from medgen.augmentation.balancing import Floats, balancing_weights, draw
 from medgen.augmentation.captions import FRONTAL, Caption, CaptionSource, kind_of, present_sides, real_captions, written_captions
+from medgen.augmentation.clip_plan import plan_clips
 from medgen.augmentation.plan_plot import draw_plan
+from medgen.augmentation.planned import PlanError, Planned, origin, refuse_shared_patients, write_plan
 from medgen.augmentation.target import Aim, Counts, Target, aims, count, count_records, finding_shares, load_target
-from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, Manifest, Split, read_manifest
+from medgen.data.echo_records import EchoRecord
+from medgen.data.records import FINDINGS, CXRRecord, FindingLabel, Manifest, Split, manifest_kind, read_manifest
 from medgen.sampling.cases import Case, TextConditions, write_cases
 from medgen.seeds import stable_seed
 
-CASES, PLAN, PLOT = "cases.jsonl", "plan.json", "plan.png"
 MISSED = 0.02  # a share further than this from its target is named
 REAL_WORDS = (
     "The prompts are reports of real patients, word for word: treat this plan, the prompts and the synthetic records like those "
@@ -32,22 +31,6 @@ UNSEEN_PERSON = (
     "The prompts say nothing of sex and age, so the generator does not know them: groups are balanced in which findings go together "
     "and how they are worded, not in how the patient looks. Records of the films leave sex and age open."
 )
-
-
-class PlanError(ValueError):
-    """A plan that cannot be made; the message names the classes or patients and what to do."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What `plan` wrote."""
-
-    out: Path
-    n: int
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.out / CASES}: {self.n} prompts; see {self.out / PLOT}" + "".join(f"\n  {note}" for note in self.notes)
 
 
 def plan(
@@ -60,19 +43,20 @@ def plan(
     heldout: Path | None = None,
     seed: int = 0,
 ) -> Planned:
-    """Plan synthetic films for a manifest: writes cases.jsonl (for `medgen augment generate`), plan.json and plan.png.
+    """Plan synthetic films or echo clips for a manifest: writes cases.jsonl (for `medgen augment generate`), plan.json and plan.png.
 
     Any part of the cases is a random part of the plan, so the first half of them is balanced too.
 
     Args:
-        manifest: the real films that a classifier will learn from.
+        manifest: the real films that a classifier will learn from, or echo clips: then every ten points of ejection fraction are
+            balanced, by way of the patients whose ECGs are asked about.
         out: folder to write into.
         target: balance (every finding, side and group equally often), fill (balanced together with the real films), real (as in the
             real films), or a YAML file such as configs/augmentation/balance.yaml.
-        n: synthetic films.
+        n: synthetic films or clips.
         split: which split of the manifest; no other one is looked at.
-        captions: reports (those of the split, word for word), written (new ones, by the digital patients' own writer); auto: written
-            for digital patients, else reports.
+        captions: of films: reports (those of the split, word for word), written (new ones, by the digital patients' own writer);
+            auto: written for digital patients, else reports.
         heldout: manifest of the films that the classifier will be tested on: none of its patients may be in the split.
         seed: of the choice of reports and of the noise.
 
@@ -80,10 +64,12 @@ def plan(
     """
     if n < 1:
         raise PlanError(f"n must be at least 1, not {n}")
+    if manifest_kind(manifest) == EchoRecord.kind:
+        return plan_clips(manifest, out, target, n, split, heldout, seed)
     asked, data = load_target(target), read_manifest(manifest, split)
     records = [record for record in data.records if record.view in FRONTAL]
     if heldout is not None:
-        _check_apart(data, read_manifest(heldout))
+        refuse_shared_patients(data, read_manifest(heldout))
     real = count_records(records)
     _check_classes(records, data.name)
     source: CaptionSource = _source(data) if captions == "auto" else captions
@@ -97,10 +83,9 @@ def plan(
     notes += _missed(wanted, weights)
     notes += [REAL_WORDS] * (source == "reports") + [UNSEEN_PERSON] * (asked.groups == "equal" and not asked.person)
     planned = count([(c.labels, c.sex, c.age, case.extra["view"]) for c, case in zip(chosen, cases, strict=True)])
-    origin = {"name": data.name, "sha256": data.sha256, "path": os.path.relpath(manifest, out), "split": split}
     facts = {
         "medgen": __version__,
-        "manifest": origin,
+        "manifest": origin(data, manifest, out, split),
         "patients": len({record.patient_id for record in records}),
         "seed": seed,
         "captions": source,
@@ -112,10 +97,7 @@ def plan(
         "planned": dataclasses.asdict(planned),
         "notes": notes,
     }
-    _write(
-        out,
-        {CASES: write_cases(cases).encode(), PLAN: json.dumps(facts, indent=1).encode(), PLOT: draw_plan(real, planned, shares)},
-    )
+    write_plan(out, write_cases(cases), facts, draw_plan(real, planned, shares))
     return Planned(out, n, tuple(notes))
 
 
@@ -133,23 +115,8 @@ def rarest_first(real: Counts) -> list[str]:
     return sorted(FINDINGS, key=lambda name: real.findings.get(name, 0))
 
 
-def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-
-
 def _source(data: Manifest[CXRRecord]) -> CaptionSource:
     return "written" if data.source.startswith("medgen digital chest") else "reports"
-
-
-def _check_apart(data: Manifest[CXRRecord], heldout: Manifest[CXRRecord]) -> None:
-    shared = sorted({r.patient_id for r in data.records} & {r.patient_id for r in heldout.records})
-    if shared:
-        raise PlanError(
-            f"{len(shared)} patients are both in the split to plan for and in {heldout.name!r}, which was to be held out: "
-            f"{', '.join(shared[:10])}{', ...' if len(shared) > 10 else ''}; take them out of one of the two"
-        )
 
 
 def _check_classes(records: Sequence[CXRRecord], name: str) -> None:

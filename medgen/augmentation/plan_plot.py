@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,6 +29,21 @@ def draw_plan(real: Counts, planned: Counts, shares: Mapping[str, float]) -> byt
         _bars(one, title, names, before, after, shares if title == "finding" else {})
     figure.suptitle(f"{real.films} real films, {planned.films} planned synthetic ones", fontsize=11, color=INK)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
+def draw_clip_plan(bands: Sequence[str], real: Sequence[int], planned: Sequence[int]) -> bytes:
+    """PNG of bars: share of echo clips by ejection fraction."""
+    figure = Figure(figsize=(8.5, 0.34 * len(bands) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    before, after = ([count / sum(counts) for count in counts] for counts in (real, planned))
+    _bars(axes, "ejection fraction, %", list(bands), before, after, {})
+    figure.suptitle(f"{sum(real)} real clips, {sum(planned)} planned synthetic ones", fontsize=11, color=INK)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
         return stream.getvalue()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from medgen.augmentation.gaps import Gaps
 from medgen.augmentation.measures import Measured, Spread, calibration
+from medgen.augmentation.outcomes import EJECTION_FRACTION, Measure, Outcome
 
 INK, QUIET, REAL = "#1c2733", "#8a96a3", "#1c2733"
 COLOURS = (
@@ -25,12 +26,6 @@ COLOURS = (
     "#6b7280",
 )  # apart for most colour-blind eyes
 MARKS = "osD^vPX*"
-NAMES = {
-    "auroc": "macro AUROC",
-    "auprc": "macro average precision",
-    "brier": "macro Brier score",
-    "ece": "macro calibration error",
-}
 
 
 def svg(figure: Figure, label: str) -> str:
@@ -55,27 +50,27 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def curves(measured: Measured, measure: str, films: Mapping[float, str]) -> str:
-    """`measure` over the fraction of the real patients, one line and band per arm, one panel per set; `films` words of a fraction."""
-    experiment = measured.experiment
+def curves(measured: Measured, measure: Measure, shares_told: Mapping[float, str]) -> str:
+    """`measure` over the fraction of the real patients, one line and band per arm, one panel per set; the words of each fraction."""
+    experiment, items = measured.experiment, measured.experiment.outcome.items
     figure = Figure(figsize=(5.0 * len(experiment.sets), 3.7), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(experiment.sets), sharey=True))
-    fractions = sorted(films)
+    fractions = sorted(shares_told)
     for axes, name in zip(panels, experiment.sets, strict=True):
         _plain(axes)
         for number, arm in enumerate(experiment.arms):
             shares = experiment.fractions(arm)
-            found = [measured.estimate(arm, share, name, measure) for share in shares]
+            found = [measured.estimate(arm, share, name, measure.key) for share in shares]
             _line(
                 axes, [fractions.index(s) for s in shares], found, style(arm, experiment.arms), arm, number, len(experiment.arms)
             )
-        axes.set_xticks(range(len(fractions)), [films[f] for f in fractions])
+        axes.set_xticks(range(len(fractions)), [shares_told[f] for f in fractions])
         axes.set_xlim(-0.35, len(fractions) - 0.65)
-        axes.set_title(f"{name} films ({measured.patients[name]} patients)", fontsize=10, color=INK, loc="left")
-        axes.set_xlabel("real patients to train on (and real films)", fontsize=9, color=INK)
-    panels[0].set_ylabel(NAMES[measure], fontsize=9, color=INK)
+        axes.set_title(f"{name} {items} ({measured.patients[name]} patients)", fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(f"real patients to train on (and real {items})", fontsize=9, color=INK)
+    panels[0].set_ylabel(measure.name, fontsize=9, color=INK)
     panels[-1].legend(frameon=False, fontsize=8.5, loc="best")
-    return svg(figure, f"{NAMES[measure]} over the fraction of real patients, one line per arm")
+    return svg(figure, f"{measure.name} over the fraction of real patients, one line per arm")
 
 
 def _line(axes: Axes, places: list[int], found: list[Spread], look: tuple[str, str], arm: str, number: int, arms: int) -> None:
@@ -89,23 +84,23 @@ def _line(axes: Axes, places: list[int], found: list[Spread], look: tuple[str, s
         axes.scatter([place] * len(one.by_seed), one.by_seed, s=7, color=colour, alpha=0.55, linewidths=0, zorder=2)
 
 
-def differences(rows: Sequence[tuple[str, Spread, str]], label: str, margin: float | None = None) -> str:
-    """One line per comparison, in points, with its interval; 0 dashed."""
+def differences(rows: Sequence[tuple[str, Spread, str]], label: str, outcome: Outcome) -> str:
+    """One line per comparison, in points, with its interval; 0 dashed, the margin grey."""
+    scale, margin = outcome.scale, outcome.scale * outcome.margin
     figure = Figure(figsize=(8.6, 0.3 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots()
     _plain(axes)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e6eaee", linewidth=0.8)
-    if margin is not None:
-        axes.axvspan(-100 * margin, 100 * margin, color="#eef3f0", linewidth=0, zorder=0)
+    axes.axvspan(-margin, margin, color="#eef3f0", linewidth=0, zorder=0)
     axes.axvline(0, color=QUIET, linewidth=0.9, linestyle=(0, (3, 3)))
     for place, (_, one, colour) in enumerate(reversed(rows)):
         if np.isfinite(one.low):
             axes.plot(
-                [100 * one.low, 100 * one.high], [place] * 2, color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="round"
+                [scale * one.low, scale * one.high], [place] * 2, color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="round"
             )
         if np.isfinite(one.value):
-            axes.plot(100 * one.value, place, "o", color=colour, markersize=6)
+            axes.plot(scale * one.value, place, "o", color=colour, markersize=6)
     axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(label, fontsize=9, color=INK)
@@ -141,9 +136,37 @@ def reliability(measured: Measured, fraction: float) -> str:
     return svg(figure, f"Calibration of every arm at {100 * fraction:g} % of the real patients")
 
 
-def missed(found: Gaps, arms: Sequence[str], shown: Sequence[str]) -> str:
-    """False-negative rate of every group, one mark per arm of `shown`, with intervals."""
-    rows = [*found.groups]
+def agreement(measured: Measured, fraction: float) -> str:
+    """Read minus true against true of every arm at `fraction` (Bland & Altman), all seeds; bias solid, limits of agreement dashed."""
+    experiment = measured.experiment
+    arms = [arm for arm in experiment.arms if experiment.of(arm, fraction)]
+    figure = Figure(figsize=(2.9 * len(arms) + 0.6, 3.2 * len(experiment.sets)), layout="constrained")
+    panels = figure.subplots(len(experiment.sets), len(arms), sharex=True, sharey=True, squeeze=False)
+    for row, name in zip(panels, experiment.sets, strict=True):
+        truth = experiment.films[name].truth[:, 0]
+        for axes, arm in zip(row, arms, strict=True):
+            _plain(axes)
+            colour, _ = style(arm, experiment.arms)
+            for run in experiment.of(arm, fraction).values():
+                axes.scatter(truth, run.scores[name][:, 0] - truth, s=6, color=colour, alpha=0.35, linewidths=0)
+            for key, dash in (("bias", "-"), ("lower", "--"), ("upper", "--")):
+                value = measured.estimate(arm, fraction, name, key).value
+                axes.axhline(value, color=INK, linewidth=1.1, linestyle=dash)
+                axes.annotate(f"{value:+.1f}", (1, value), xycoords=("axes fraction", "data"), fontsize=8, color=INK, va="bottom",
+                              ha="right")  # fmt: skip
+            axes.set_title(f"{arm}, {name}", fontsize=10, color=INK, loc="left")
+        row[0].set_ylabel("read − true, points", fontsize=9, color=INK)
+    for axes in panels[-1]:
+        axes.set_xlabel("true ejection fraction, %", fontsize=9, color=INK)
+    return svg(figure, f"Read minus true ejection fraction of every arm at {100 * fraction:g} % of the real patients")
+
+
+def missed(found: Gaps, arms: Sequence[str], shown: Sequence[str], outcome: Outcome) -> str:
+    """False-negative rate (or error) of every group, one mark per arm of `shown`, with intervals."""
+    rows, scale = [*found.groups], outcome.scale
+    asked, label = ("findings", "findings missed, % (at the validation threshold)")
+    if outcome is EJECTION_FRACTION:
+        asked, label = outcome.items, "mean absolute error, points of ejection fraction"
     figure = Figure(figsize=(8.6, 0.36 * len(rows) + 1.1), layout="constrained")
     axes = figure.subplots()
     _plain(axes)
@@ -155,12 +178,12 @@ def missed(found: Gaps, arms: Sequence[str], shown: Sequence[str]) -> str:
             one, y = group.rates[arm], place - 0.2 * (number - (len(shown) - 1) / 2)
             if np.isfinite(one.low):
                 axes.plot(
-                    [100 * one.low, 100 * one.high], [y, y], color=colour, linewidth=1.8, alpha=0.55, solid_capstyle="round"
+                    [scale * one.low, scale * one.high], [y, y], color=colour, linewidth=1.8, alpha=0.55, solid_capstyle="round"
                 )
-            axes.plot(100 * one.value, y, mark, color=colour, markersize=5, label=arm if place == 0 else None)
-    axes.set_yticks(range(len(rows)), [f"{g.name}  ({g.patients} patients, {g.asked} findings)" for g in reversed(rows)])
+            axes.plot(scale * one.value, y, mark, color=colour, markersize=5, label=arm if place == 0 else None)
+    axes.set_yticks(range(len(rows)), [f"{g.name}  ({g.patients} patients, {g.asked} {asked})" for g in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(0, None)
-    axes.set_xlabel("findings missed, % (at the validation threshold)", fontsize=9, color=INK)
+    axes.set_xlabel(label, fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=8.5, loc="best")
-    return svg(figure, f"Share of findings missed by group, {found.set} films")
+    return svg(figure, f"{label}, by group, {found.set} {outcome.items}")

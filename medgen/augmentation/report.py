@@ -1,4 +1,4 @@
-"""`medgen augment report`: what synthetic films did for a classifier, from the predictions of its runs, as one page and one JSON."""
+"""`medgen augment report`: what synthetic films or clips did for a network, from the predictions of its runs, as one page and one JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from medgen import __version__
 from medgen.augmentation import plots
 from medgen.augmentation.claims import (
     ALPHA,
-    MARGIN,
     Comparison,
     p_words,
     percent,
@@ -28,12 +28,12 @@ from medgen.augmentation.claims import (
     signed,
 )
 from medgen.augmentation.gaps import Gaps, gaps
-from medgen.augmentation.measures import BINS, MEASURES, Measured, Spread, measure
+from medgen.augmentation.measures import BINS, Measured, Spread, measure
+from medgen.augmentation.outcomes import FINDINGS, Outcome
 from medgen.augmentation.predictions import Experiment, read_experiment
 from medgen.config import ConfigError
 
 RARE = 0.05  # a finding on fewer of the real training films than this is shown in the panel of rare findings
-TARGET_GAIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def report(runs: Path, out: Path, fraction: float = 0.1, arm: str | None = None,
     Args:
         runs: folder that `medgen augment train` wrote.
         out: folder for the report.
-        fraction: share of the real patients at which real and synthetic films are compared with real films alone (the primary
+        fraction: share of the real patients at which real and synthetic data are compared with real data alone (the primary
             comparisons, chosen before looking); the smallest there is if no run has it.
-        arm: the arm that the primary comparison is about; default: real films with the fewest synthetic ones (mixed-1x). All
+        arm: the arm that the primary comparison is about; default: real data with the fewest synthetic ones (mixed-1x). All
             other arms are shown too, uncorrected.
         resamples: how often patients are drawn anew for the intervals.
         seed: of those draws.
@@ -78,12 +78,12 @@ def report(runs: Path, out: Path, fraction: float = 0.1, arm: str | None = None,
     family = primary(measured, arm, fraction)
     others = secondary(measured, family)
     missed = [one for name in experiment.sets if (one := gaps(measured, fraction, name, resamples, seed)) is not None]
-    rare = rare_findings(measured)
+    rare = rare_findings(measured) if experiment.outcome is FINDINGS else []
     warnings = [*experiment.warnings, *notes, *_cautions(experiment, family)]
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(experiment, fraction, resamples, seed)
     content = {
-        "facts": facts, "warnings": warnings, "notes": experiment.facts["notes"], "targets": targets(family, rare, arm),
+        "facts": facts, "warnings": warnings, "notes": experiment.facts["notes"], "targets": targets(family, rare, arm, experiment.outcome),
         "primary": [_comparison(one, len(family)) for one in family], "secondary": [_comparison(one, 0) for one in others],
         "counts": counts(experiment), "measures": table(measured), "rare": [asdict(one) for one in rare],
         "missed": [asdict(one) for one in missed],
@@ -112,11 +112,12 @@ def _cautions(experiment: Experiment, family: Sequence[Comparison]) -> list[str]
         said.append(
             f"Some arms have {seeds} seed{'s' if seeds > 1 else ''}. Training luck is hard to judge with fewer than three."
         )
+    items = experiment.outcome.items
     if "external" not in experiment.films:
-        said.append("No external films were predicted: nothing here says how the arms do at another site.")
+        said.append(f"No external {items} were predicted: nothing here says how the arms do at another site.")
     if not family:
-        said.append("No arm can be compared with real films alone: no claim is made.")
-    for name in experiment.sets:
+        said.append(f"No arm can be compared with real {items} alone: no claim is made.")
+    for name in experiment.sets if experiment.outcome is FINDINGS else ():
         films = experiment.films[name]
         lacking = [f for i, f in enumerate(experiment.findings) if len(set(films.truth[films.known[:, i], i].tolist())) < 2]
         if lacking:
@@ -135,20 +136,25 @@ def _facts(experiment: Experiment, fraction: float, resamples: int, seed: int) -
         "medgen": __version__, "arms": experiment.arms, "primary fraction": fraction, "runs": len(experiment.runs),
         "planned": experiment.facts["planned"], "complete": experiment.facts["complete"], "resamples": resamples, "seed": seed,
         "manifests": {k: {n: m[n] for n in ("name", "sha256")} for k, m in experiment.facts["manifests"].items()},
-        "sets": {n: {"films": len(f.record_ids), "patients": len(set(f.patients))} for n, f in experiment.films.items()},
+        "sets": {n: {experiment.outcome.items: len(f.record_ids), "patients": len(set(f.patients))} for n, f in experiment.films.items()},
     }  # fmt: skip
 
 
 def counts(experiment: Experiment) -> dict[str, Any]:
-    """Films to train on by arm and fraction, and findings by set."""
-    trained = []
+    """Films or clips to train on by arm and fraction, and findings by set."""
+    trained, items = [], experiment.outcome.items
     for arm in experiment.arms:
         for fraction in experiment.fractions(arm):
             runs = [run.facts for run in experiment.of(arm, fraction).values()]
             row = {"arm": arm, "fraction": fraction, "seeds": sorted(run["seed"] for run in runs)}
-            row |= {key: sorted({run[key] for run in runs}) for key in ("real_films", "real_patients", "synthetic_films")}
-            row["positives"] = {f: [run["positives"].get(f) for run in runs] for f in experiment.findings}
+            row |= {key: sorted({run[key] for run in runs}) for key in (f"real_{items}", "real_patients", f"synthetic_{items}")}
+            if experiment.outcome is FINDINGS:
+                row["positives"] = {f: [run["positives"].get(f) for run in runs] for f in experiment.findings}
+            else:
+                row["ejection_fraction"] = [run["ejection_fraction"] for run in runs]
             trained.append(row)
+    if experiment.outcome is not FINDINGS:
+        return {"trained": trained, "tested": {}}
     tested = {
         name: {
             finding: {
@@ -165,15 +171,15 @@ def counts(experiment: Experiment) -> dict[str, Any]:
 def table(measured: Measured) -> list[dict[str, Any]]:
     """Every measure of every arm, fraction and set: macro and by finding."""
     experiment, rows = measured.experiment, []
+    kinds = [one.key for one in experiment.outcome.measures]
+    own = [*kinds, "recall", "specificity"] if experiment.outcome is FINDINGS else kinds
     for name in experiment.sets:
         for arm in experiment.arms:
             for fraction in experiment.fractions(arm):
                 cell: dict[str, Any] = {"set": name, "arm": arm, "fraction": fraction, "macro": {}, "findings": {}}
-                cell["macro"] = {m: asdict(measured.estimate(arm, fraction, name, m)) for m in MEASURES}
+                cell["macro"] = {m: asdict(measured.estimate(arm, fraction, name, m)) for m in kinds}
                 for i, finding in enumerate(experiment.findings):
-                    cell["findings"][finding] = {
-                        m: asdict(measured.estimate(arm, fraction, name, m, i)) for m in (*MEASURES, "recall", "specificity")
-                    }
+                    cell["findings"][finding] = {m: asdict(measured.estimate(arm, fraction, name, m, i)) for m in own}
                 rows.append(cell)
     return rows
 
@@ -229,21 +235,22 @@ def _rare(measured: Measured, finding: str, i: int, name: str, fraction: float, 
     )
 
 
-def targets(family: Sequence[Comparison], rare: Sequence[Rare], arm: str | None) -> list[dict[str, Any]]:
+def targets(family: Sequence[Comparison], rare: Sequence[Rare], arm: str | None, outcome: Outcome) -> list[dict[str, Any]]:
     """What was asked for, what was measured, and whether it is shown."""
     rows: list[dict[str, Any]] = []
     for one in family:
         if one.kind == "gain":
-            met = one.verdict == "higher" and one.difference.value >= TARGET_GAIN and one.difference.seeds >= 3
-            wanted = f"≥ +{100 * TARGET_GAIN:g} points, interval above 0, ≥ 3 seeds"
-            rows.append({"what": f"{one.arm} − real at {percent(one.fraction)}, {one.set}", "wanted": wanted, "met": met})
+            met = one.verdict == "better" and outcome.better(one.difference.value) >= outcome.gain and one.difference.seeds >= 3
+            asked = f"{'≥' if outcome.sign > 0 else '≤'} {signed(outcome.sign * outcome.gain, outcome)} points, " * (
+                outcome.gain > 0
+            )
+            what = f"{one.arm} − real at {percent(one.fraction)}, {one.set}"
+            wanted = f"{asked}interval {'above' if outcome.sign > 0 else 'below'} 0, ≥ 3 seeds"
         else:
             met = one.verdict == "within the margin"
-            wanted = f"within {100 * MARGIN:g} points, interval inside"
-            rows.append(
-                {"what": f"{one.arm} − real of the same size ({percent(one.fraction)}), {one.set}", "wanted": wanted, "met": met}
-            )
-        rows[-1]["measured"] = points(one.difference)
+            what = f"{one.arm} − real of the same size ({percent(one.fraction)}), {one.set}"
+            wanted = f"within {outcome.scale * outcome.margin:g} points, interval inside"
+        rows.append({"what": what, "wanted": wanted, "met": met, "measured": points(one.difference, outcome)})
     largest = max((panel.fraction for panel in rare if arm in panel.auroc_change), default=0.0)
     for panel in rare:
         if arm is None or panel.fraction != largest:
@@ -258,7 +265,7 @@ def targets(family: Sequence[Comparison], rare: Sequence[Rare], arm: str | None)
 
 def _comparison(one: Comparison, family: int) -> dict[str, Any]:
     told = {"verdict": one.verdict, "sentence": one.sentence(family)} if family else {}
-    return {**asdict(one), **told}
+    return {**{key: value for key, value in asdict(one).items() if key != "outcome"}, "margin": one.outcome.margin, **told}
 
 
 def _finite(value: Any) -> Any:
@@ -282,28 +289,28 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    experiment, outcome = measured.experiment, measured.experiment.outcome
     environment.filters |= {
-        "estimate": estimate,
-        "points": points,
-        "signed": signed,
+        "estimate": lambda value, digits=3 if outcome is FINDINGS else 2: estimate(value, digits),
+        "points": partial(points, outcome=outcome),
+        "signed": partial(signed, outcome=outcome),
         "p": p_words,
         "percent": percent,
         "words": lambda name: name.replace("_", " "),
     }
-    experiment = measured.experiment
     words = {f: _fraction_words(experiment, f) for f in sorted({run.fraction for run in experiment.runs})}
     shown = [arm for arm in experiment.arms if experiment.of(arm, fraction)]
-    drawn = {m: Markup(plots.curves(measured, m, words)) for m in MEASURES}
+    drawn = {m.key: Markup(plots.curves(measured, m, words)) for m in outcome.measures}
     rows = [
         (f"{c.arm} − real, {percent(c.fraction)}, {c.set}", c.difference, plots.style(c.arm, experiment.arms)[0])
         for c in (*family, *others)
     ]
     return environment.get_template("report.html.j2").render(
         **content, family=family, others=others, rare_panels=rare, missed_sets=missed, curves=drawn, fraction=fraction, shown=shown,
-        kinds=MEASURES, findings=experiment.findings, bins=BINS, margin=MARGIN, sets=experiment.sets,
-        reliability=Markup(plots.reliability(measured, fraction)),
-        forest=Markup(plots.differences(rows, "points of macro AUROC, arm minus real (95 % interval)", MARGIN)) if rows else "",
-        missed_plots=[Markup(plots.missed(one, experiment.arms, _few(shown, family))) for one in missed if one.groups],
+        outcome=outcome, classes=outcome is FINDINGS, findings=experiment.findings, bins=BINS, sets=experiment.sets,
+        reliability=Markup((plots.reliability if outcome is FINDINGS else plots.agreement)(measured, fraction)),
+        forest=Markup(plots.differences(rows, f"points of {outcome.what}, arm minus real (95 % interval)", outcome)) if rows else "",
+        missed_plots=[Markup(plots.missed(one, experiment.arms, _few(shown, family), outcome)) for one in missed if one.groups],
         cell={(r["set"], r["arm"], r["fraction"]): r for r in content["measures"]}, full=max(words),
     )  # fmt: skip
 
@@ -314,8 +321,9 @@ def _few(shown: Sequence[str], family: Sequence[Comparison]) -> list[str]:
 
 
 def _fraction_words(experiment: Experiment, fraction: float) -> str:
-    films = [run.facts["real_films"] for run in experiment.runs if np.isclose(run.fraction, fraction) and run.facts["real_films"]]
-    return f"{percent(fraction)}\n({round(np.mean(films))} films)" if films else percent(fraction)
+    key = f"real_{experiment.outcome.items}"
+    counts = [run.facts[key] for run in experiment.runs if np.isclose(run.fraction, fraction) and run.facts[key]]
+    return f"{percent(fraction)}\n({round(np.mean(counts))} {experiment.outcome.items})" if counts else percent(fraction)
 
 
 def estimate(value: Spread | dict[str, Any], digits: int = 3) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,8 @@ from medgen.data.echo_dataset import EchoDataset
 from medgen.data.echo_records import EchoRecord
 from medgen.data.records import Manifest, read_manifest
 from medgen.models.ejection_fraction import EjectionFractionRegressor
-from medgen.seeds import stable_seed
 from medgen.tasks.base import TrainConfig
+from medgen.tasks.shares import first_patients, first_records
 
 
 class ClipSource(Config):
@@ -33,6 +34,7 @@ class ClipSource(Config):
 
     manifest: Path = Field(..., description="a manifest of echo clips with a training split")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the patients; a smaller share lies inside every larger one")
+    clips: int | None = Field(None, gt=0, description="then this many clips; fewer lie inside more. Default: all")
 
 
 class EjectionFractionData(Config):
@@ -40,7 +42,7 @@ class EjectionFractionData(Config):
 
     sources: tuple[ClipSource, ...] = Field(..., min_length=1)
     validation: Path | None = Field(None, description="manifest whose split `val` is watched (of real patients)")
-    seed: int = Field(0, description="which patients a smaller share has")
+    seed: int = Field(0, description="which patients and clips a smaller share has")
     preprocessing: VideoPreprocessing = VideoPreprocessing(fps=25.0)
     cache: Path | None = Field(None, description="folder for resized clips; default: none are kept")
 
@@ -49,6 +51,7 @@ class EjectionFractionModel(Config):
     """Shape of the network; see `EjectionFractionRegressor`."""
 
     width: int = Field(64, ge=8, multiple_of=8, description="channels of the first stage; 64 is as published")
+    init_from: Path | None = Field(None, description="folder of a trained regressor to go on from, whose shape then counts")
 
 
 class ClipAugmentation(Config):
@@ -76,15 +79,13 @@ class MeasuredClips(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, manifests: list[Manifest[EchoRecord]], data: EjectionFractionData) -> None:
-        known = [replace(m, records=tuple(r for r in m.records if r.ejection_fraction is not None)) for m in manifests]
-        for manifest, kept in zip(manifests, known, strict=True):
-            if not len(kept):
-                raise ConfigError(f"{manifest.name}: none of its {len(manifest)} clips has an ejection fraction")
-        self.parts = [EchoDataset(manifest, data.preprocessing, cache=data.cache, seed=data.seed) for manifest in known]
+        manifests = [measured(manifest) for manifest in manifests]
+        self.records = [(manifest, record) for manifest in manifests for record in manifest.records]
+        self.parts = [EchoDataset(manifest, data.preprocessing, cache=data.cache, seed=data.seed) for manifest in manifests]
         self.items: ConcatDataset[dict[str, Any]] = ConcatDataset(self.parts)
         self.frames = data.preprocessing.frames
-        self.fractions = np.array([r.ejection_fraction for m in known for r in m.records], dtype=np.float64)  # percent
-        content = json.dumps([[m.sha256, *(r.record_id for r in m.records)] for m in known])
+        self.fractions = np.array([record.ejection_fraction for _, record in self.records], dtype=np.float64)  # percent
+        content = json.dumps([[m.sha256, *(r.record_id for r in m.records)] for m in manifests])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
@@ -103,12 +104,30 @@ class MeasuredClips(Dataset[dict[str, Any]]):
         return {"id": item["id"], "video": video, "ejection_fraction": float(item["ejection_fraction"])}
 
 
-def drawn(source: ClipSource, seed: int) -> Manifest[EchoRecord]:
-    """The training clips of the first `fraction` of the patients, in an order that `seed` shuffles."""
-    manifest = read_manifest(source.manifest, "train", record=EchoRecord)
-    patients = sorted({record.patient_id for record in manifest.records}, key=lambda name: stable_seed("patients", seed, name))
-    kept = set(patients[: max(round(source.fraction * len(patients)), 1)])
-    return replace(manifest, records=tuple(record for record in manifest.records if record.patient_id in kept))
+def measured(manifest: Manifest[EchoRecord]) -> Manifest[EchoRecord]:
+    """`manifest` without the clips whose ejection fraction nobody knows. Raises `ConfigError` if none is left."""
+    kept = tuple(record for record in manifest.records if record.ejection_fraction is not None)
+    if not kept:
+        raise ConfigError(f"{manifest.name}: none of its {len(manifest)} clips has an ejection fraction")
+    return replace(manifest, records=kept)
+
+
+def read_clips(path: Path) -> Manifest[EchoRecord]:
+    """The clips of a manifest whose ejection fraction is known, all splits."""
+    return measured(read_manifest(path, record=EchoRecord))
+
+
+Reader = Callable[[Path], Manifest[EchoRecord]]
+
+
+def drawn(source: ClipSource, seed: int, read: Reader = read_clips) -> Manifest[EchoRecord]:
+    """The training clips that `source` leaves, in an order of their own. Raises `ConfigError` where it asks for more than there is."""
+    manifest = read(source.manifest)
+    records = [record for record in manifest.records if record.split == "train"]
+    if not records:
+        raise ConfigError(f"{source.manifest}: none of its {len(manifest)} measured clips is in split 'train'")
+    records = first_patients(records, source.fraction, seed)
+    return replace(manifest, records=tuple(first_records(records, source.clips, seed, "clips", source.manifest)))
 
 
 class EjectionFractionTask:
@@ -116,9 +135,9 @@ class EjectionFractionTask:
 
     name = "ejection-fraction"
 
-    def __init__(self, recipe: EjectionFractionRecipe) -> None:
+    def __init__(self, recipe: EjectionFractionRecipe, read: Reader = read_clips) -> None:
         self.recipe, data = recipe, recipe.data
-        manifests = [drawn(source, data.seed) for source in data.sources]
+        manifests = [drawn(source, data.seed, read) for source in data.sources]
         self.validation = None if data.validation is None else read_manifest(data.validation, "val", record=EchoRecord)
         if self.validation is not None:
             shared = {r.patient_id for m in manifests for r in m.records} & {r.patient_id for r in self.validation.records}
@@ -129,9 +148,16 @@ class EjectionFractionTask:
 
     def modules(self) -> dict[str, nn.Module]:
         shape, fractions = self.recipe.data.preprocessing, self.training.fractions
-        spread = {"mean": round(float(fractions.mean()), 4), "std": round(max(float(fractions.std()), 1.0), 4)}
-        clips = {"frames": shape.frames, "size": shape.size, "fps": shape.fps}
-        return {"model": EjectionFractionRegressor(self.recipe.model.width, **clips, **spread)}
+        clips: dict[str, Any] = {"frames": shape.frames, "size": shape.size, "fps": shape.fps}
+        start = self.recipe.model.init_from
+        if start is None:
+            spread = {"mean": round(float(fractions.mean()), 4), "std": round(max(float(fractions.std()), 1.0), 4)}
+            return {"model": EjectionFractionRegressor(self.recipe.model.width, **clips, **spread)}
+        model = EjectionFractionRegressor.from_pretrained(start, dtype=torch.float32, use_safetensors=True)
+        assert isinstance(model, EjectionFractionRegressor)
+        if theirs := {key: model.config[key] for key, value in clips.items() if model.config[key] != value}:
+            raise ConfigError(f"model.init_from: {start} was trained on clips of {theirs}, this recipe asks for {clips}")
+        return {"model": model}
 
     def dataset(self, split: Literal["train", "val"]) -> Any:
         if split == "train":

@@ -27,9 +27,9 @@ from medgen.data.images import ImagePreprocessing
 from medgen.data.records import FINDINGS, CXRRecord, Finding, Manifest, read_manifest
 from medgen.models.classifier import finding_targets
 from medgen.models.image_classifier import ImageClassifier, Network
-from medgen.seeds import stable_seed
 from medgen.tasks.base import TrainConfig
 from medgen.tasks.classifier import JudgeAugmentation, augment
+from medgen.tasks.shares import first_patients, first_records, shuffled
 
 
 class Thinning(Config):
@@ -161,24 +161,15 @@ def targets_of(records: Iterable[CXRRecord], findings: Sequence[str]) -> tuple[T
 
 
 def drawn(source: FilmSource, films: Films, seed: int) -> Manifest:
-    """The training records that `source` leaves, in an order of their own. Raises `ConfigError` where it asks for more than there is.
-
-    Patients and films stand in a row that `seed` shuffles; every share is the beginning of that row.
-    """
+    """The training records that `source` leaves, in an order of their own. Raises `ConfigError` where it asks for more than there is."""
     manifest = films.manifest(source.manifest)
     records = [record for record in manifest.records if record.split == "train"]
     if not records:
         raise ConfigError(f"{source.manifest}: none of its {len(manifest)} records is in split 'train'")
     if source.rare is not None:
         records = thinned(records, source.rare, seed, source.manifest)
-    patients = _shuffled({record.patient_id for record in records}, "patients", seed)
-    kept = set(patients[: max(round(source.fraction * len(patients)), 1)])
-    records = [record for record in records if record.patient_id in kept]
-    by_id = {record.record_id: record for record in records}
-    records = [by_id[name] for name in _shuffled(by_id, "films", seed)]
-    if source.films is not None and source.films > len(records):
-        raise ConfigError(f"{source.manifest}: {source.films} films are asked for, its training split has {len(records)}")
-    return replace(manifest, records=tuple(records[: source.films]))
+    records = first_patients(records, source.fraction, seed)
+    return replace(manifest, records=tuple(first_records(records, source.films, seed, "films", source.manifest)))
 
 
 def thinned(records: Sequence[CXRRecord], rare: Thinning, seed: int, where: Path) -> list[CXRRecord]:
@@ -196,16 +187,12 @@ def thinned(records: Sequence[CXRRecord], rare: Thinning, seed: int, where: Path
             f"show it and {others} that do not"
         )
     count, leave, films_of = 0, set[str](), Counter(record.patient_id for record in shown)
-    for patient in _shuffled(films_of, "rare", seed):
+    for patient in shuffled(films_of, "rare", seed):
         if count + films_of[patient] > wanted and count:
             leave.add(patient)
         else:
             count += films_of[patient]
     return [record for record in records if record.patient_id not in leave]
-
-
-def _shuffled(names: Iterable[str], purpose: str, seed: int) -> list[str]:
-    return sorted(names, key=lambda name: stable_seed(purpose, seed, name))
 
 
 class ImageClassifierTask:

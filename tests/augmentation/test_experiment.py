@@ -17,8 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from medgen.augmentation.experiment import ExperimentConfig, train
-from medgen.config import ConfigError, load_config
+from medgen.augmentation.experiment import train
+from medgen.augmentation.experiment_config import load_experiment
+from medgen.config import ConfigError
 from medgen.data.echo_records import EchoRecord
 from medgen.data.records import CXRRecord, FindingLabel, ManifestError, read_manifest, write_manifest
 
@@ -163,6 +164,6 @@ def test_what_would_make_the_figures_lie_is_refused_by_name(tmp_path, world):
     )
 
 
-@pytest.mark.parametrize("name", ["digital_chest", "digital_chest_rare", "mimic_cxr"])
+@pytest.mark.parametrize("name", ["digital_chest", "digital_chest_rare", "mimic_cxr", "digital_echo"])
 def test_the_shipped_experiments_are_valid(name):
-    assert len(load_config(ExperimentConfig, CONFIGS / f"augmentation/{name}.yaml").seeds) >= 3
+    assert len(load_experiment(CONFIGS / f"augmentation/{name}.yaml").seeds) >= 3

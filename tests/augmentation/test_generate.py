@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from medgen.augmentation.generate import Generated, generate, summarise
-from medgen.augmentation.plan import PlanError, plan
+from medgen.augmentation.plan import plan
+from medgen.augmentation.planned import PlanError
 from medgen.data.records import CXRRecord, read_manifest, write_manifest
 from medgen.data.report_labels import label_text
 from medgen.digital.chest import draw_study

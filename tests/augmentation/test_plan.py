@@ -11,7 +11,8 @@ import pytest
 
 from medgen.augmentation.balancing import balancing_weights, draw
 from medgen.augmentation.captions import kind_of, written_captions
-from medgen.augmentation.plan import PlanError, plan
+from medgen.augmentation.plan import plan
+from medgen.augmentation.planned import PlanError
 from medgen.augmentation.target import Target, count_records, finding_shares
 from medgen.config import ConfigError
 from medgen.data.ecg_records import ECGRecord

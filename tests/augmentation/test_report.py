@@ -43,7 +43,7 @@ def test_gain_that_is_there_is_shown_on_both_sets(written):
     gains = {c["set"]: c for c in told["primary"] if c["kind"] == "gain"}
     assert set(gains) == {"test", "external"}
     for one in gains.values():
-        assert one["arm"] == "mixed-1x" and one["verdict"] == "higher" and one["difference"]["low"] > 0
+        assert one["arm"] == "mixed-1x" and one["verdict"] == "better" and one["difference"]["low"] > 0
         assert one["difference"]["value"] == pytest.approx(0.08, abs=0.03)
         assert one["sentence"] in html.unescape(page)
     assert all(row["met"] for row in told["targets"] if row["what"].startswith("mixed-1x − real at 10 %"))
