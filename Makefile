@@ -65,7 +65,7 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	cp -rT runs/film_meter/digital_progression/export medgen/pretrained/digital_progression_judge
 	cp -rT runs/progression/digital_progression/export medgen/pretrained/digital_progression
 
-# Every figure of the README, from the shipped weights: about five hours on two cores (two of them train the regressor to compare with).
+# Every figure of docs/measured.md, from the shipped weights: about five hours on two cores (two of them train the regressor to compare with).
 FIGURES := out/figures
 figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -f data/digital_chest/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
@@ -91,14 +91,15 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -d $(FIGURES)/study/pack || $(BIN)/medgen study build --protocol configs/study/digital_chest.yaml \
 	  --generated $(FIGURES)/study/samples --reference $(FIGURES)/study/samples/reference --out $(FIGURES)/study/pack
 	test -f data/digital_chest_b/manifest.parquet || $(BIN)/medgen digital chest --n 800 --seed 7030 --site B --out data/digital_chest_b
-	test -f $(FIGURES)/plan/cases.jsonl || $(BIN)/medgen augment plan --manifest data/digital_chest/manifest.parquet --n 700 --out $(FIGURES)/plan \
+	test -f $(FIGURES)/plan/cases.jsonl || $(BIN)/medgen augment plan --manifest data/digital_chest/manifest.parquet --n 1500 --out $(FIGURES)/plan \
 	  --heldout data/digital_chest_b/manifest.parquet
-	$(BIN)/medgen augment generate --plan $(FIGURES)/plan --pipeline digital_chest --quality shipped --steps 12 --out data/digital_chest_synthetic
+	$(BIN)/medgen audit gate --train data/digital_chest/manifest.parquet --heldout data/digital_chest/manifest.parquet --out $(FIGURES)/gate
+	$(BIN)/medgen augment generate --plan $(FIGURES)/plan --pipeline digital_chest --quality shipped --privacy $(FIGURES)/gate --steps 12 \
+	  --out data/digital_chest_synthetic
 	$(BIN)/medgen augment train --config configs/augmentation/digital_chest.yaml
 	$(BIN)/medgen augment report --runs runs/augmentation/digital_chest --out $(FIGURES)/augmentation
 	$(BIN)/medgen augment train --config configs/augmentation/digital_chest_rare.yaml "arms={real: [1.0], mixed-all: [1.0]}"
 	$(BIN)/medgen augment report --runs runs/augmentation/digital_chest_rare --fraction 1.0 --out $(FIGURES)/augmentation_rare
-	$(BIN)/medgen audit gate --train data/digital_chest/manifest.parquet --heldout data/digital_chest/manifest.parquet --out $(FIGURES)/gate
 	$(BIN)/medgen audit --pipeline digital_chest --train data/digital_chest/manifest.parquet --heldout data/digital_chest/manifest.parquet \
 	  --sections mixed --patients 110 --captions 4 --n 20 --films 40 --path-steps 5 --out $(FIGURES)/audit
 	test -f data/leaky/manifest.parquet || $(BIN)/medgen audit leaky-patients --out data/leaky
