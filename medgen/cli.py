@@ -53,6 +53,7 @@ VERBS = {
     ),
     "data build": Verb("make a manifest from a public data set's folder", "medgen.data.build:build"),
     "data check": Verb("check a manifest and every image or clip it names", "medgen.data.build:check"),
+    "data deduplicate": Verb("a manifest without films that are another one's copy", "medgen.data.duplicates:deduplicate"),
     "data join": Verb("give echo clips the ECGs nearest in time of the same patient", "medgen.data.echo_join:join"),
     "data shards": Verb(
         "encode a recipe's training data into shards that stream", "medgen.tasks.text_to_cxr:write_training_shards"
@@ -154,6 +155,10 @@ VERBS = {
         "search which parts to fine-tune: memorisation against quality, resumable", "medgen.memcontrol.search:search"
     ),
     "memcontrol train": Verb("fine-tune with a mask that a search found", "medgen.memcontrol.train:train"),
+    "memcontrol private": Verb(
+        "fine-tune LoRA with differential privacy, a patient the unit; says what epsilon was spent",
+        "medgen.memcontrol.dp:train_private",
+    ),
     "memcontrol report": Verb("the Pareto front of a search with its baselines", "medgen.memcontrol.report:report"),
     "study plan": Verb(
         "power and sample size of a reader study, by simulation; says when a plan cannot support its claim",

@@ -32,8 +32,15 @@ class InnerConfig(Config):
 
 
 class MemorisationConfig(Config):
-    """‖ε(x_t, t, c) − ε(x_t, t, ∅)‖ at the memorised patients' films (Wen et al. 2024): fixed levels, fixed noise."""
+    """What memorisation is: at fixed noise levels, with fixed noise.
 
+    text_noise: ‖ε(x_t, t, c) − ε(x_t, t, ∅)‖ at the memorised patients' films (Wen et al. 2024). No film of anyone else says what it
+    would be without memory: it falls too where a training without dropped captions makes ∅ alike.
+    loss_gap: how much more the logarithm of the denoising loss fell at the memorised patients' films than at those of patients of the
+    same hospital whom nothing was trained on. 0 is none.
+    """
+
+    measure: Literal["text_noise", "loss_gap"] = "text_noise"
     levels: tuple[float, ...] = Field((0.3, 0.5, 0.7, 0.9), min_length=1, description="noise levels in (0, 1)")
     draws: int = Field(2, ge=1, description="fixed noises per film and level")
     largest: bool = Field(False, description="the mean over patients of the largest norm among a patient's films, not of all")
@@ -69,8 +76,15 @@ class BaselineConfig(Config):
     learning_rates: tuple[float, ...] = Field((1e-4, 1e-3), min_length=1)
 
 
+class ConfirmationConfig(Config):
+    """What is chosen is trained anew, with other patients memorised, and scored on patients and noises that chose nothing."""
+
+    repeats: int = Field(3, ge=0, description="trainings of each: who is memorised, the order of films and every noise differ")
+    baselines: tuple[Baseline, ...] = Field(("full", "lora"), description="what the masks are compared with, at its best rate")
+
+
 class MemControlConfig(Config):
-    """configs/memcontrol/digital_chest.yaml, stable_diffusion.yaml"""
+    """configs/memcontrol/leaky.yaml, stable_diffusion.yaml"""
 
     pipeline: str = Field(..., description="what is fine-tuned: a shipped name, or the folder or hub id of a pipeline")
     data: CXRData
@@ -83,6 +97,7 @@ class MemControlConfig(Config):
     quality: QualityConfig = QualityConfig()
     search: SearchConfig = SearchConfig()
     baselines: BaselineConfig = BaselineConfig()
+    confirmation: ConfirmationConfig = ConfirmationConfig()
     train: TrainConfig = Field(
         ..., description="stage 2: the chosen mask on all training films; learning_rate is the trial's own"
     )
@@ -92,11 +107,11 @@ class MemControlConfig(Config):
         """The manifest whose val split quality is measured on."""
         return self.quality.manifest or self.data.manifest
 
-    def inner_train(self, out: Path, learning_rate: float) -> TrainConfig:
-        """How a trial is trained."""
+    def inner_train(self, out: Path, learning_rate: float, repeat: int = 0) -> TrainConfig:
+        """How a trial is trained; `repeat` is one of its confirmation."""
         inner = self.inner
         return TrainConfig(
-            out=out, seed=self.seed, steps=inner.steps, batch_size=inner.batch_size, learning_rate=learning_rate,
+            out=out, seed=self.seed + repeat, steps=inner.steps, batch_size=inner.batch_size, learning_rate=learning_rate,
             schedule="constant_with_warmup", warmup_steps=inner.warmup_steps, weight_decay=inner.weight_decay, ema=None,
             mixed_precision=inner.mixed_precision, cpu=self.train.cpu, workers=0, preflight=False, log_every=10, keep=1,
             checkpoint_every=inner.checkpoint_every, validate_every=0, preview_every=0, tensorboard=False,

@@ -26,8 +26,8 @@ def best_of(results: Sequence[Result], kind: str) -> Result | None:
     return min((one for one in results if one.trial.kind == kind), key=lambda one: one.scores.quality, default=None)
 
 
-def chosen(results: Sequence[Result]) -> Result | None:
-    """The least memorising mask whose quality is not worse than that of full fine-tuning at its best rate.
+def chosen(results: Sequence[Result], rival: str = "full") -> Result | None:
+    """The least memorising mask whose quality is not worse than that of the rival (a baseline) at its best rate.
 
     Where there is none, the point of the front nearest to the best of both objectives, each scaled to the front's range.
     """
@@ -35,7 +35,7 @@ def chosen(results: Sequence[Result]) -> Result | None:
     if not front:
         return None
     for one in front:
-        if as_good_as_full(results, one):
+        if as_good_as(results, one, rival):
             return one
     low = [min(one.values[i] for one in front) for i in range(2)]
     high = [max(one.values[i] for one in front) for i in range(2)]
@@ -46,14 +46,13 @@ def chosen(results: Sequence[Result]) -> Result | None:
     return min(front, key=distance)
 
 
-def as_good_as_full(results: Sequence[Result], one: Result | None) -> bool:
-    """Whether its quality is not worse than that of full fine-tuning at its best rate."""
-    full = best_of(results, "full")
-    return one is not None and full is not None and one.scores.quality <= full.scores.quality
+def as_good_as(results: Sequence[Result], one: Result | None, rival: str = "full") -> bool:
+    """Whether its quality is not worse than that of the rival (a baseline) at its best rate."""
+    other = best_of(results, rival)
+    return one is not None and other is not None and one.scores.quality <= other.scores.quality
 
 
-def worth_confirming(results: Sequence[Result]) -> list[Result]:
-    """The start, every baseline at its best rate, and the chosen mask."""
-    kinds = dict.fromkeys(one.trial.kind for one in results if one.trial.kind != "search")
-    found = [best_of(results, kind) for kind in kinds]
-    return [one for one in (*found, chosen(results)) if one is not None]
+def worth_confirming(results: Sequence[Result], baselines: Sequence[str]) -> list[Result]:
+    """These baselines at their best rates, and the mask that is chosen against each."""
+    found = [best_of(results, kind) for kind in baselines] + [chosen(results, kind) for kind in baselines]
+    return list({one.trial.name: one for one in found if one is not None}.values())

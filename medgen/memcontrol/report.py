@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from medgen.config import load_config
 from medgen.evaluation.plots import GENERATED, INK, QUIET, REAL, svg
-from medgen.evaluation.statistics import Estimate, group_bootstrap
+from medgen.memcontrol.comparison import EQUAL, NAMES, arms, comparisons, conclusions, estimate, number
 from medgen.memcontrol.config import MemControlConfig
-from medgen.memcontrol.front import as_good_as_full, best_of, chosen, pareto, searched, worth_confirming
-from medgen.memcontrol.trials import Result, read_results, write_json
+from medgen.memcontrol.front import as_good_as, chosen, pareto, searched
+from medgen.memcontrol.trials import Result, read_repeats, read_results, write_json
 
 FACTS = "facts.json"
-NAMES = {
-    "start": "no fine-tuning",
-    "full": "full",
-    "lora": "LoRA",
-    "attention": "attention only",
-    "bias": "biases",
-    "norm": "norms",
-    "random_words": "full + random words",
-    "deduplicated": "full + duplicates removed",
-    "search": "chosen mask",
-}
 _MARKERS = {
     "start": "X",
     "full": "s",
@@ -45,16 +33,6 @@ _MARKERS = {
 }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The chosen mask minus a baseline at its best rate, on films and noises that chose neither; negative is better."""
-
-    baseline: str
-    memorisation: Estimate
-    validation_loss: Estimate
-    frechet: float | None
-
-
 def report(search: Path) -> Path:
     """Draw the Pareto front of a search (finished or not) with its baselines, and the chosen mask: OUT/report.html.
 
@@ -64,9 +42,10 @@ def report(search: Path) -> Path:
     Returns the page. Beside it, pareto.json holds every mask of the front.
     """
     config = load_config(MemControlConfig, search / "config.yaml")
-    facts, results = json.loads((search / FACTS).read_text()), read_results(search)
-    front, choice = pareto(searched(results)), chosen(results)
-    found = differences(results, facts)
+    facts, results, repeats = json.loads((search / FACTS).read_text()), read_results(search), read_repeats(search)
+    front = pareto(searched(results))
+    choices = _choices(results, config)
+    found = comparisons(results, repeats)
     environment = Environment(
         loader=PackageLoader("medgen.memcontrol"),
         autoescape=True,
@@ -74,22 +53,22 @@ def report(search: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"estimate": _estimate, "number": _number}
+    environment.filters |= {"estimate": estimate, "number": number}
     page = environment.get_template("report.html.j2").render(
         config=config,
+        memorisation_name=_memorisation_name(config),
         quality_name=_quality_name(config),
         facts=facts,
         names=NAMES,
         results=sorted(results, key=lambda one: one.values),
         front=[one.trial.name for one in front],
-        choice=choice,
+        choices=[(one, why, Markup(mask_plot(one, front, facts["layers"]))) for one, why in choices],
         finished=len(searched(results)),
-        as_good=as_good_as_full(results, choice),
-        differences=found,
+        comparisons=found,
         conclusions=conclusions(results, found),
-        compared=[one for one in worth_confirming(results) if one.confirmed is not None],
+        arms=arms(repeats),
+        equal=f"{EQUAL:.0%}",
         plot=Markup(front_plot(results, config)),
-        mask=Markup(mask_plot(choice, front, facts["layers"])) if choice is not None else "",
         layers=facts["layers"],
     )
     write_json(
@@ -102,92 +81,60 @@ def report(search: Path) -> Path:
     return path
 
 
-def differences(results: Sequence[Result], facts: dict[str, Any]) -> list[Difference]:
-    """Of the chosen mask to the start and every baseline, paired by film, with intervals over patients."""
-    choice = chosen(results)
-    if choice is None or choice.confirmed is None:
-        return []
-    found, ours = [], choice.confirmed
-    for kind in dict.fromkeys(one.trial.kind for one in results if one.trial.kind != "search"):
-        other = best_of(results, kind)
-        if other is None or other.confirmed is None:
-            continue
-        theirs = other.confirmed
-        found.append(
-            Difference(
-                kind,
-                _paired(ours.norms, theirs.norms, facts["seen"]),
-                _paired(ours.loss_validation, theirs.loss_validation, facts["confirmation"]),
-                None if ours.frechet is None or theirs.frechet is None else ours.frechet - theirs.frechet,
-            )
-        )
-    return found
-
-
-def _paired(ours: list[float], theirs: list[float], patients: Sequence[str]) -> Estimate:
-    gap = np.array(ours) - np.array(theirs)
-    return group_bootstrap(lambda rows: np.array([gap[rows].mean()]), patients, seed=0)[0]
-
-
-def conclusions(results: Sequence[Result], found: Sequence[Difference]) -> list[tuple[str, str]]:
-    """Sentences with their state: "shown", "open" or "warning"."""
-    said = [_against(one) for one in found if one.baseline in ("full", "lora")]
-    masks = searched(results)
-    others = [one for one in results if one.trial.kind not in ("search", "start")]
-    beaten = [one for one in others if any(all(a < b for a, b in zip(mask.values, one.values)) for mask in masks)]
-    if masks and others:
-        text = f"By the search's own scores {len(beaten)} of {len(others)} baseline points lose to a mask in both objectives at once."
-        said.append(("open", text))
-    start, choice = best_of(results, "start"), chosen(results)
-    if start is not None and choice is not None and choice.scores.quality >= start.scores.quality:
-        text = "No fine-tuning at all is at least as good as the chosen mask: nothing was gained that memorising could be the price of."
-        said.append(("warning", text))
-    if choice is not None and choice.confirmed is not None and choice.confirmed.membership > 0.6:
-        share = f"{choice.confirmed.membership:.2f}"
-        text = f"The chosen mask still remembers: its losses tell repeated films from films never seen with an AUC of {share}."
-        said.append(("warning", text))
-    return said
-
-
-def _against(one: Difference) -> tuple[str, str]:
-    """Whether less memorisation at no worse quality is shown against this baseline: both ends of both intervals must say so."""
-    less, loss = _estimate(one.memorisation, sign=True), _estimate(one.validation_loss, sign=True)
-    name = f"{NAMES[one.baseline]} fine-tuning at its best rate"
-    if one.memorisation.high >= 0:
-        return "open", f"That the chosen mask memorises less than {name} is not shown ({less}; validation loss {loss})."
-    if one.validation_loss.low > 0:
-        return "open", f"The chosen mask memorises less than {name} ({less}), but it loses quality: validation loss {loss}."
-    better = "and its validation loss is lower" if one.validation_loss.high < 0 else "and no loss of quality is seen"
-    return "shown", f"The chosen mask memorises less than {name} ({less}), {better}: validation loss {loss}."
+def _choices(results: Sequence[Result], config: MemControlConfig) -> list[tuple[Result, str]]:
+    """The chosen masks, each with why: one may be chosen against several baselines."""
+    why: dict[str, list[str]] = {}
+    found = {}
+    for kind in config.confirmation.baselines:
+        one = chosen(results, kind)
+        if one is not None:
+            found[one.trial.name] = one
+            as_good = "is not worse than that of" if as_good_as(results, one, kind) else "comes nearest to that of"
+            why.setdefault(one.trial.name, []).append(f"{as_good} {NAMES[kind]} fine-tuning at its best rate")
+    return [(one, " and ".join(why[name])) for name, one in found.items()]
 
 
 def front_plot(results: Sequence[Result], config: MemControlConfig) -> str:
-    """Every trial by both objectives: masks, their front, and the baselines at each of their rates."""
-    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    """Every trial by both objectives: masks, their front, and the baselines at each of their rates, which are written beside them."""
+    figure = Figure(figsize=(9.4, 5.8), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(QUIET)
-    masks, front, choice = searched(results), pareto(searched(results)), chosen(results)
-    axes.scatter(*_points(masks), s=22, color=REAL, linewidths=0, alpha=0.75, label="masks tried", zorder=2)
+    masks, front = searched(results), pareto(searched(results))
+    axes.scatter(*_points(masks), s=24, color=REAL, linewidths=0, alpha=0.75, label="masks tried", zorder=2)
     if front:
         axes.step(*_points(front), where="post", color=GENERATED, linewidth=1.2, alpha=0.6, zorder=2)
         axes.scatter(*_points(front), s=42, color=GENERATED, linewidths=0, label="front of the masks", zorder=4)
     for kind, marker in _MARKERS.items():
-        these = [one for one in results if one.trial.kind == kind]
+        these = sorted((one for one in results if one.trial.kind == kind), key=lambda one: one.trial.learning_rate)
         if not these:
             continue
-        axes.plot(
-            *_points(sorted(these, key=lambda one: one.trial.learning_rate)), color=INK, linewidth=0.7, alpha=0.35, zorder=1
-        )
+        axes.plot(*_points(these), color=INK, linewidth=0.7, alpha=0.35, zorder=1)
         axes.scatter(
             *_points(these), s=46, marker=marker, facecolor="white", edgecolor=INK, linewidths=1.2, label=NAMES[kind], zorder=3
         )
-    if choice is not None:
-        axes.scatter(*_points([choice]), s=190, facecolor="none", edgecolor=GENERATED, linewidths=1.6, label="chosen", zorder=5)
-    axes.set_xlabel("memorisation: text-noise norm at the repeated films (less is better)", fontsize=9, color=INK)
+        for one in these:
+            rate = f" {one.trial.learning_rate:.2g}" if one.trial.learning_rate else ""
+            axes.annotate(NAMES[kind] + rate, one.values, (6, 5), textcoords="offset points", fontsize=7.5, color=INK)
+    for one, _ in _choices(results, config):
+        axes.scatter(*_points([one]), s=190, facecolor="none", edgecolor=GENERATED, linewidths=1.6, zorder=5)
+        axes.annotate(
+            f"chosen: {one.trial.name}",
+            one.values,
+            (9, -13),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=GENERATED,
+            weight="bold",
+        )
+    # What fine-tuning gains over none at all dwarfs what the trained ones differ by.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.set_xlabel(f"{_memorisation_name(config)} (less is better)", fontsize=9, color=INK)
     axes.set_ylabel(f"{_quality_name(config)} (less is better)", fontsize=9, color=INK)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(color="#e6eaee", linewidth=0.8)
+    axes.tick_params(which="both", colors=INK, length=0, labelsize=9)
+    axes.grid(which="both", color="#e6eaee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return svg(figure)
@@ -247,11 +194,7 @@ def _quality_name(config: MemControlConfig) -> str:
     return "denoising loss of validation films"
 
 
-def _estimate(value: Estimate, digits: int = 4, sign: bool = False) -> str:
-    form = f"{{:{'+' if sign else ''}.{digits}f}}"
-    ends = f" [{form.format(value.low)}, {form.format(value.high)}]" if math.isfinite(value.low) else ""
-    return (form.format(value.value) + ends).replace("-", "−")
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "not measured" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+def _memorisation_name(config: MemControlConfig) -> str:
+    if config.memorisation.measure == "loss_gap":
+        return "memorisation: how much more ln(loss) fell at repeated films than at films never seen"
+    return "memorisation: text-noise norm at the repeated films"

@@ -1,14 +1,14 @@
 """What a fine-tuning is judged by: how much it memorised, and what it lost. Levels, noises and prompts are fixed, captions are heard.
 
-Memorisation is the text-noise norm at the memorised patients' films; the denoising losses of those and of patients who were never
-seen check it from another side (membership). Quality is of validation patients only; no test film is ever opened for it.
+Memorisation is measured at the memorised patients' films, against films of patients who were never seen. Quality is of validation
+patients only. The search has one half of the strangers and of the validation patients, the confirmation the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from medgen.memcontrol.task import Start
 from medgen.models.denoiser import SequenceTransformer
 from medgen.seeds import generator, stable_seed
 
-Purpose = Literal["search", "confirmation"]
 Floats = NDArray[np.float32]
 
 
@@ -38,20 +37,20 @@ Floats = NDArray[np.float32]
 class Scores:
     """What `Scorer.score` measured. `memorisation` and `quality` are the objectives; lower is better for both.
 
-    `norms`, `loss_seen`, `loss_unseen` and `loss_validation` hold one value for each film (`Scorer.patients` says whose), so that
-    intervals can be over patients. `frechet` is None where a search does not go by it. `membership` is the AUC with which the gain in
-    denoising loss since the start tells the memorised patients' films from those of patients never seen: .5 is chance.
+    `text_noise` and `loss_gap` are the two measures of memorisation (`MemorisationConfig`); without patients never seen there is no
+    gap. `frechet` is None where a search does not go by it. `gain_seen` and `gain_unseen` hold ln(loss before / loss now) of each
+    film; `membership` is the AUC with which it tells the memorised patients' films from those of patients never seen: .5 is chance.
     """
 
     memorisation: float
     quality: float
     frechet: float | None
     validation_loss: float
+    text_noise: float
+    loss_gap: float | None
     membership: float
-    norms: list[float] = field(repr=False)
-    loss_seen: list[float] = field(repr=False)
-    loss_unseen: list[float] = field(repr=False)
-    loss_validation: list[float] = field(repr=False)
+    gain_seen: list[float] = field(repr=False)
+    gain_unseen: list[float] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,15 @@ class Films:
         return Films(self.latents[list(rows)], [self.prompts[i] for i in rows], [self.patients[i] for i in rows], features)
 
 
-def split_patients(config: MemControlConfig) -> tuple[Manifest, list[int], list[int]]:
+def split_patients(config: MemControlConfig, repeat: int = 0) -> tuple[Manifest, list[int], list[int]]:
     """The training split, and in it the rows of the memorised patients' films and of the others that a trial trains on.
 
-    Who is memorised depends on the ids and the seed only. Raises `ConfigError` where there are too few patients.
+    Who is memorised depends on the ids, the seed and the repeat only. Raises `ConfigError` where there are too few patients.
     """
     manifest = read_manifest(config.data.manifest, "train")
-    names = sorted({r.patient_id for r in manifest.records}, key=lambda name: (stable_seed("memorised", config.seed, name), name))
+    names = sorted(
+        {r.patient_id for r in manifest.records}, key=lambda name: (stable_seed("memorised", config.seed, repeat, name), name)
+    )
     wanted = config.inner.memorised_patients
     if len(names) < wanted:
         raise ConfigError(f"inner.memorised_patients: {wanted}, but {config.data.manifest} has {len(names)} training patients")
@@ -94,63 +95,74 @@ class Scorer:
 
     def __init__(self, config: MemControlConfig, start: Start) -> None:
         self.config, self.start = config, start
-        manifest, memorised, _ = split_patients(config)
         self.encoder: FeatureEncoder = load_encoder(config.quality.encoder, start.predictor.device)
-        self.seen = self._films(manifest, [manifest.records[i] for i in memorised])
-        self.unseen = self._unseen(manifest, len(self.seen.prompts))
-        validation = self._validation(manifest)
-        self.halves: dict[Purpose, Films] = {}
-        names = sorted(set(validation.patients), key=lambda name: (stable_seed("half", config.seed, name), name))
-        purposes: tuple[Purpose, Purpose] = ("search", "confirmation")
-        for purpose, chosen in zip(purposes, (set(names[::2]), set(names[1::2]))):
-            self.halves[purpose] = validation.take([i for i, name in enumerate(validation.patients) if name in chosen])
-        self._references: dict[Purpose, Floats] = {}
+        manifest = read_manifest(config.data.manifest, "train")
+        self.validation = self._halves(self._validation(manifest))
+        self.unseen = self._halves(self._unseen(manifest))
+        self._seen: dict[int, Films] = {}
+        self._references: dict[int, Floats] = {}
 
-    def score(self, predictor: NoisePredictor, purpose: Purpose = "search") -> Scores:
-        """Scores of a network. "confirmation" takes other noises and the other half of the validation patients."""
-        memory, films = self.config.memorisation, self.halves[purpose]
-        seed = stable_seed("memcontrol", purpose, self.config.seed)
+    def score(self, predictor: NoisePredictor, repeat: int = 0) -> Scores:
+        """Scores of a network, of the search (0) or of a repeat of the confirmation: there the other half, other noises."""
+        memory, half = self.config.memorisation, min(repeat, 1)
+        seed = stable_seed("memcontrol", self.config.seed, repeat)
+        seen, validation = self.seen(repeat), self.validation[half]
         with torch.no_grad():
-            norms = norms_at_films(predictor, self.seen.prompts, self.seen.latents, memory.levels, memory.draws, seed).mean(1)
-            seen, unseen, validation = (self._losses(predictor, group, seed) for group in (self.seen, self.unseen, films))
-            wanted = purpose == "confirmation" or self.config.quality.measure == "frechet"
-            frechet = self._frechet(predictor, films, seed) if wanted else None
-        gain = self._reference(purpose, seed) - np.concatenate([seen, unseen])  # how much better than before the fine-tuning
-        membership = auroc(gain, np.arange(len(gain)) < len(seen))
-        loss = float(validation.mean())
+            norms = norms_at_films(predictor, seen.prompts, seen.latents, memory.levels, memory.draws, seed).mean(1)
+            gains = np.log(self._reference(repeat, seed) / self._watched(predictor, repeat, seed))
+            loss = float(self._losses(predictor, validation, seed).mean())
+            frechet = self._frechet(predictor, validation, seed) if self.config.quality.measure == "frechet" else None
+        members = np.arange(len(gains)) < len(seen.prompts)
+        gap = None if members.all() else float(gains[members].mean() - gains[~members].mean())
+        noise = self._text_noise(norms, seen.patients)
         return Scores(
-            memorisation=self._memorisation(norms),
-            quality=frechet if frechet is not None and self.config.quality.measure == "frechet" else loss,
+            memorisation=gap if memory.measure == "loss_gap" and gap is not None else noise,
+            quality=loss if frechet is None else frechet,
             frechet=frechet,
             validation_loss=loss,
-            membership=membership,
-            norms=norms.tolist(),
-            loss_seen=seen.tolist(),
-            loss_unseen=unseen.tolist(),
-            loss_validation=validation.tolist(),
+            text_noise=noise,
+            loss_gap=gap,
+            membership=auroc(gains, members),
+            gain_seen=gains[members].tolist(),
+            gain_unseen=gains[~members].tolist(),
         )
 
     @property
-    def patients(self) -> dict[str, list[str]]:
-        """Whose each film of the scores is: of the norms ("seen"), and of the validation losses by purpose."""
-        return {
-            "seen": self.seen.patients,
-            "unseen": self.unseen.patients,
-            **{str(purpose): films.patients for purpose, films in self.halves.items()},
-        }
+    def counts(self) -> dict[str, list[int]]:
+        """How many films of validation patients, and of patients never seen: of the search, and of the confirmation."""
+        halves = {"validation": self.validation, "unseen": self.unseen}
+        return {name: [len(films.prompts) for films in both] for name, both in halves.items()}
 
-    def _reference(self, purpose: Purpose, seed: int) -> Floats:
-        """Losses of the seen, then the unseen films before any fine-tuning."""
-        if purpose not in self._references:
-            found = [self._losses(self.start.predictor, films, seed) for films in (self.seen, self.unseen)]
-            self._references[purpose] = np.concatenate(found)
-        return self._references[purpose]
+    def seen(self, repeat: int) -> Films:
+        """The films of those whom this repeat memorises."""
+        if repeat not in self._seen:
+            manifest, memorised, _ = split_patients(self.config, repeat)
+            self._seen[repeat] = self._films(manifest, [manifest.records[i] for i in memorised])
+        return self._seen[repeat]
 
-    def _memorisation(self, norms: Floats) -> float:
+    def _halves(self, films: Films) -> tuple[Films, Films]:
+        """The search's and the confirmation's: whole patients, by a hash."""
+        names = sorted(set(films.patients), key=lambda name: (stable_seed("half", self.config.seed, name), name))
+        first = set(names[::2])
+        rows = [[i for i, name in enumerate(films.patients) if (name in first) == wanted] for wanted in (True, False)]
+        return films.take(rows[0]), films.take(rows[1])
+
+    def _watched(self, predictor: NoisePredictor, repeat: int, seed: int) -> Floats:
+        """Losses of the seen, then of the unseen films."""
+        watched = (self.seen(repeat), self.unseen[min(repeat, 1)])
+        return np.concatenate([self._losses(predictor, films, seed) for films in watched])
+
+    def _reference(self, repeat: int, seed: int) -> Floats:
+        """The same before any fine-tuning."""
+        if repeat not in self._references:
+            self._references[repeat] = self._watched(self.start.predictor, repeat, seed)
+        return self._references[repeat]
+
+    def _text_noise(self, norms: Floats, patients: Sequence[str]) -> float:
         if not self.config.memorisation.largest:
             return float(norms.mean())
         by_patient: dict[str, float] = {}
-        for name, norm in zip(self.seen.patients, norms.tolist()):
+        for name, norm in zip(patients, norms.tolist()):
             by_patient[name] = max(norm, by_patient.get(name, 0.0))
         return float(np.mean(list(by_patient.values())))
 
@@ -214,12 +226,18 @@ class Scorer:
         texts = [data.prompt(i) for i in range(len(data))]
         return Films(torch.cat(latents), texts, patients, np.concatenate(found) if features else None)
 
-    def _unseen(self, manifest: Manifest, most: int) -> Films:
-        """Films of patients whom no training sees: the training manifest's test split (as many films as are memorised), if any."""
+    def _unseen(self, training: Manifest) -> Films:
+        """Films of patients whom no training sees: the training manifest's test split, if any."""
         everyone = read_manifest(self.config.data.manifest)
-        records = [record for record in everyone.records if record.split == "test"][:most]
+        records = [record for record in everyone.records if record.split == "test"]
+        if not records and self.config.memorisation.measure == "loss_gap":
+            raise ConfigError(
+                f"memorisation.measure: a loss_gap needs patients never seen, and {self.config.data.manifest} has no record in "
+                "split test; use text_noise"
+            )
         if not records:
-            return replace(self.seen, latents=self.seen.latents[:0], prompts=[], patients=[])
+            films = self._films(training, training.records[:1])
+            return replace(films, latents=films.latents[:0], prompts=[], patients=[])
         return self._films(everyone, records)
 
     def _validation(self, training: Manifest) -> Films:

@@ -1,8 +1,8 @@
 """Which attention layers to fine-tune, and how fast: NSGA-II over masks and learning rates, beside the usual baselines.
 
-OUT/ holds config.yaml, study.db (optuna's), trials/NAME/ (what each fine-tuning reached, and its weights) and report.html. Killed at any
-moment, the same command goes on, and proposes the masks that it would have proposed: trial k's draws depend on the seed, k, and the
-results before it. Several processes may run the same command at once.
+OUT/ holds config.yaml, study.db (optuna's), trials/NAME/ (what each fine-tuning reached, and its weights), repeats/NAME-K/ (what was
+chosen, trained anew) and report.html. Killed at any moment, the same command goes on, and proposes the masks that it would have
+proposed: trial k's draws depend on the seed, k, and the results before it. Several processes may run the same command at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def search(config: Path, overrides: tuple[str, ...] = ()) -> Path:
     """Search masks of a pipeline's attention layers for little memorisation at good quality; the same command again continues.
 
     Args:
-        config: the recipe, such as configs/memcontrol/digital_chest.yaml.
+        config: the recipe, such as configs/memcontrol/leaky.yaml.
         overrides: `section.field=value`, for example search.trials=100 out=runs/try.
 
     Returns the report's page. Raises `ConfigError` for a folder of another configuration; exits with 75 after a stop signal.
@@ -51,14 +51,14 @@ def search(config: Path, overrides: tuple[str, ...] = ()) -> Path:
             start = Start.of(settings)
             scorer = Scorer(settings, start)
             bench = Bench(settings, scorer)
-            write_json(
-                settings.out / FACTS, {"sha256": start.sha256, "layers": attention_layers(start.network), **scorer.patients}
-            )
+            facts = {"sha256": start.sha256, "layers": attention_layers(start.network), **scorer.counts}
+            write_json(settings.out / FACTS, facts)
             for trial in [Trial("start", "start", None, 0.0), *baselines(settings)]:
                 _say(bench.run(trial))
             Searcher(settings, bench, attention_layers(start.network)).run()
-            for result in worth_confirming(read_results(settings.out)):
-                bench.confirm(result)
+            for repeat in range(1, settings.confirmation.repeats + 1):  # all of a repeat, then the next: they are compared
+                for one in worth_confirming(read_results(settings.out), settings.confirmation.baselines):
+                    _say(bench.run(one.trial, repeat))
         except StopRequested:
             _tell("stopped by a signal; the same command continues")
             raise SystemExit(EXIT_STOPPED) from None
@@ -71,7 +71,7 @@ def baselines(config: MemControlConfig) -> list[Trial]:
     for kind in config.baselines.methods:
         method: Method = "full" if kind in ("random_words", "deduplicated") else kind  # type: ignore[assignment]
         for rate in config.baselines.learning_rates:
-            trials.append(Trial(f"{kind}-{rate:.0e}", kind, Adaptation(method=method, rank=config.rank), rate))
+            trials.append(Trial(f"{kind}-{rate:.2g}", kind, Adaptation(method=method, rank=config.rank), rate))
     return trials
 
 
@@ -154,10 +154,10 @@ class Searcher:
 
 
 def _claim(config: MemControlConfig) -> None:
-    """The folder belongs to one configuration; only the number of trials may grow, and stage 2 is not part of it."""
+    """The folder belongs to one configuration; trials, baselines and repeats may be added, and stage 2 is not part of it."""
     path = config.out / "config.yaml"
     if path.is_file():
-        free = {"out", "train", "search.trials"}
+        free = {"out", "train", "search.trials", "baselines", "confirmation"}
         before, now = (_flat(one, free) for one in (load_config(MemControlConfig, path), config))
         if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
             lines = [f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing]
@@ -178,12 +178,12 @@ def _flat(config: MemControlConfig, free: set[str]) -> dict[str, Any]:
 def _say(result: Result | None) -> None:
     if result is not None:
         trial, scores = result.trial, result.scores
-        open_layers = (
-            "" if trial.kind != "search" or trial.adaptation is None else f", {len(trial.adaptation.layers or ())} layers open"
-        )
+        name = f"{trial.name}, repeat {result.repeat}" if result.repeat else trial.name
+        count = len(trial.adaptation.layers or ()) if trial.kind == "search" and trial.adaptation else 0
+        opened = f", {count} layers open" if count else ""
         _tell(
-            f"{trial.name}: memorisation {scores.memorisation:.4f}, quality {scores.quality:.4f}, membership AUC "
-            f"{scores.membership:.3f} (rate {trial.learning_rate:.1e}{open_layers}, {result.trained} parameters, {result.seconds:.0f} s)"
+            f"{name}: memorisation {scores.memorisation:.4f}, quality {scores.quality:.4f}, membership AUC {scores.membership:.3f} "
+            f"(rate {trial.learning_rate:.1e}{opened}, {result.trained} parameters, {result.seconds:.0f} s)"
         )
 
 

@@ -22,7 +22,7 @@ def train(search: Path, out: Path | None = None, trial: str | None = None, overr
     Args:
         search: the folder of a search.
         out: folder of the run; the search's train.out if not given.
-        trial: which of its trials, such as 00012 or lora-1e-03; the report's choice if not given.
+        trial: which of its trials, such as 00012 or lora-0.001; the report's choice if not given.
         overrides: `section.field=value`, for example train.steps=2000.
 
     Returns the pipeline's folder. Raises `ConfigError` where the search has no such trial.

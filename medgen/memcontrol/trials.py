@@ -15,18 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from medgen.data.duplicates import first_of_each, thumbnails
 from medgen.evaluation.privacy.predictor import NoisePredictor
 from medgen.memcontrol.config import MemControlConfig
-from medgen.memcontrol.masks import Adaptation, apply_difference
+from medgen.memcontrol.masks import Adaptation
 from medgen.memcontrol.rewards import Scorer, Scores, split_patients
 from medgen.memcontrol.task import DIFFERENCE, FineTuning, MaskedTextToCXR, predictor_with
 from medgen.stopping import STOP, StopRequested
 from medgen.training.loop import train
 
-RESULT, CONFIRMED = "trial.json", "confirmation.json"
+RESULT = "trial.json"
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished one. `trained` counts parameters, `seconds` of the process's CPU time."""
+    """A finished one. `trained` counts parameters, `seconds` of the process's CPU time; `repeat` is 0 in the search."""
 
     trial: Trial
     trained: int
     share: float
     seconds: float
     scores: Scores
-    confirmed: Scores | None = None
+    repeat: int = 0
 
     @property
     def values(self) -> tuple[float, float]:
@@ -57,19 +55,21 @@ class Result:
 
 
 class Bench:
-    """Where trials of one search are done: OUT/trials/NAME/ with trial.json and the change of the weights."""
+    """Where trials of one search are done: OUT/trials/NAME/ with trial.json and the change of the weights; repeats in OUT/repeats/."""
 
     def __init__(self, config: MemControlConfig, scorer: Scorer) -> None:
-        self.config, self.scorer, self.root = config, scorer, config.out / "trials"
-        manifest, self._memorised, self._others = split_patients(config)
-        self._paths = [manifest.image_path(record) for record in manifest.records]
+        self.config, self.scorer = config, scorer
 
-    def run(self, trial: Trial) -> Result | None:
+    def run(self, trial: Trial, repeat: int = 0) -> Result | None:
         """Its result: read, or trained and scored now. None where another process is at it.
+
+        `repeat` 1, 2, ...: trained anew, with other patients memorised, and scored by what chose nothing. What was chosen by a score
+        looks better in it than it is.
 
         Raises `StopRequested` after a stop signal; the same trial then goes on from its last checkpoint, or starts again.
         """
-        folder = self.root / trial.name
+        out = self.config.out
+        folder = out / "repeats" / f"{trial.name}-{repeat}" if repeat else out / "trials" / trial.name
         with held(folder) as mine:
             if (folder / RESULT).is_file():
                 return read_result(folder)
@@ -78,55 +78,30 @@ class Bench:
             STOP.check()
             started, task = time.process_time(), None
             if trial.adaptation is not None:
-                task = self._train(trial, folder / "run")
-            scores = self.scorer.score(self._predictor(task))
+                task = self._train(trial, folder / "run", repeat)
+            scores = self.scorer.score(self._predictor(task), repeat)
             trained = 0 if task is None else sum(p.numel() for p in task.network.parameters() if p.requires_grad)
             total = sum(p.numel() for p in self.scorer.start.network.parameters())
-            result = Result(trial, trained, trained / total, time.process_time() - started, scores)
+            result = Result(trial, trained, trained / total, time.process_time() - started, scores, repeat)
             if task is not None:
                 temporary = folder / f".{DIFFERENCE}.tmp"
                 shutil.copyfile(folder / "run" / "export" / DIFFERENCE, temporary)
                 temporary.replace(folder / DIFFERENCE)
             # Last: a trial is finished when this file is there, and everything else was before it.
-            write_json(folder / RESULT, {**asdict(result), "confirmed": None})
+            write_json(folder / RESULT, asdict(result))
             shutil.rmtree(folder / "run", ignore_errors=True)
             return result
-
-    def confirm(self, result: Result) -> Result | None:
-        """The same weights scored with other noises and the other half of the validation patients.
-
-        What was chosen by a score looks better in it than it is; this score chose nothing. None where another process is at it.
-        """
-        folder, trial = self.root / result.trial.name, result.trial
-        with held(folder) as mine:
-            if (folder / CONFIRMED).is_file():
-                return read_result(folder)
-            if not mine:
-                return None
-            STOP.check()
-            task = None
-            if trial.adaptation is not None:
-                task = self._task(trial, folder / "run")
-                task.model = task.base.modules()["model"].to(self.scorer.start.predictor.device)
-                apply_difference(task.network, trial.adaptation, load_file(folder / DIFFERENCE))
-            write_json(folder / CONFIRMED, asdict(self.scorer.score(self._predictor(task), "confirmation")))
-            return read_result(folder)
 
     def _predictor(self, task: MaskedTextToCXR | None) -> NoisePredictor:
         start = self.scorer.start
         return start.predictor if task is None or task.model is None else predictor_with(start, task.model)
 
-    def _task(self, trial: Trial, run: Path) -> MaskedTextToCXR:
-        config, words = self.config, self.config.inner.random_words if trial.kind == "random_words" else 0
-        base = self.scorer.start.task(config.inner_train(run, trial.learning_rate), config.inner.caption_dropout, words)
+    def _train(self, trial: Trial, run: Path, repeat: int) -> MaskedTextToCXR:
         assert trial.adaptation is not None
-        return MaskedTextToCXR(base, trial.adaptation, self._rows(trial.kind))
-
-    def _train(self, trial: Trial, run: Path) -> MaskedTextToCXR:
-        task = self._task(trial, run)
-        settings = self.config.inner_train(run, trial.learning_rate)
-        words = task.base.recipe.data.prompts.random_words
-        assert trial.adaptation is not None
+        words = self.config.inner.random_words if trial.kind == "random_words" else 0
+        settings = self.config.inner_train(run, trial.learning_rate, repeat)
+        base = self.scorer.start.task(settings, self.config.inner.caption_dropout, words)
+        task = MaskedTextToCXR(base, trial.adaptation, self._rows(trial.kind, repeat))
         recorded = FineTuning(memcontrol=self.config, adaptation=trial.adaptation, random_words=words, train=settings)
         with contextlib.redirect_stdout(
             io.StringIO()
@@ -136,30 +111,34 @@ class Bench:
             raise StopRequested
         return task
 
-    def _rows(self, kind: str) -> list[int]:
+    def _rows(self, kind: str, repeat: int) -> list[int]:
         """Rows of the training manifest that a trial learns: the memorised patients' repeated, the others once."""
-        rows = self._memorised * self.config.inner.repeats + self._others
+        manifest, memorised, others = split_patients(self.config, repeat)
+        rows = memorised * self.config.inner.repeats + others
         if kind != "deduplicated":
             return rows
-        first = first_of_each(thumbnails([self._paths[row] for row in rows]))
+        first = first_of_each(thumbnails([manifest.image_path(manifest.records[row]) for row in rows]))
         return [row for i, row in enumerate(rows) if first[i] == i]
 
 
 def read_result(folder: Path) -> Result:
-    """The finished trial in `folder`, with its confirmation if there is one."""
+    """The finished trial in `folder`."""
     values = json.loads((folder / RESULT).read_text())
     wanted = dict(values.pop("trial"))
     adaptation = wanted.pop("adaptation")
     trial = Trial(**wanted, adaptation=None if adaptation is None else Adaptation.model_validate(adaptation))
     values |= {"trial": trial, "scores": Scores(**values["scores"])}
-    if (folder / CONFIRMED).is_file():
-        values["confirmed"] = Scores(**json.loads((folder / CONFIRMED).read_text()))
     return Result(**values)
 
 
 def read_results(out: Path) -> list[Result]:
     """Every finished trial of the search in `out`, in the order of their names."""
     return [read_result(path.parent) for path in sorted((out / "trials").glob(f"*/{RESULT}"))]
+
+
+def read_repeats(out: Path) -> list[Result]:
+    """Every finished training of the confirmation, in the order of names and repeats."""
+    return [read_result(path.parent) for path in sorted((out / "repeats").glob(f"*/{RESULT}"))]
 
 
 @contextmanager

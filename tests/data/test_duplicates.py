@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from medgen.cli import main
 from medgen.data.duplicates import deduplicate
 from medgen.data.records import CXRRecord, read_manifest, write_manifest
 
@@ -32,11 +33,13 @@ def _film(seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(noise).resize((128, 128), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2)))
 
 
-def test_copies_go_and_the_first_of_each_stays(manifest: Path) -> None:
-    result = deduplicate(manifest)
-    assert result.removed == {"r4": "r0", "r5": "r1", "r6": "r0", "r7": "r1"}
-    assert [record.record_id for record in read_manifest(result.manifest).records] == ["r0", "r1", "r2", "r3"]
-    assert "4 films, 4 duplicates removed" in str(result)
+def test_copies_go_and_the_first_of_each_stays(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "deduplicate", "--manifest", str(manifest)]) == 0
+    said = capsys.readouterr().out
+    assert "4 films, 4 duplicates removed" in said
+    assert all(pair in said for pair in ("r4 is r0", "r5 is r1", "r6 is r0", "r7 is r1"))
+    kept = read_manifest(manifest.with_name("manifest.unique.parquet")).records
+    assert [record.record_id for record in kept] == ["r0", "r1", "r2", "r3"]
 
 
 def test_the_manifest_is_written_where_its_films_are(manifest: Path, tmp_path: Path) -> None:

@@ -82,10 +82,11 @@ def settings_of(films: Path, pipeline: Path, root: Path) -> dict[str, Any]:
         "out": root / "search",
         "rank": 2,
         "inner": {"steps": 2, "batch_size": 4, "memorised_patients": 4, "repeats": 2, "warmup_steps": 0},
-        "memorisation": {"levels": [0.5], "draws": 1},
+        "memorisation": {"measure": "loss_gap", "levels": [0.5], "draws": 1},
         "quality": {"measure": "validation_loss", "encoder": "pixels", "films": 40, "steps": 1},
         "search": {"trials": 3, "population": 2, "learning_rate": [1e-3, 1e-1]},
         "baselines": {"methods": ["full", "deduplicated"], "learning_rates": [1e-2]},
+        "confirmation": {"repeats": 1, "baselines": ["full"]},
         "train": {"out": root / "chosen", "steps": 2, "batch_size": 4, "mixed_precision": "no", "cpu": True, "ema": None,
                   "tensorboard": False, "validate_every": 2, "validation_batches": 1, "preview_every": 0},
     }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medgen.cli import main
 from medgen.config import ConfigError
 from medgen.data.caption_noise import VARIANTS, with_random_words
 from medgen.memcontrol.config import MemControlConfig
@@ -92,7 +93,9 @@ def test_a_private_run_spends_its_budget_and_resumes_to_the_same_weights(
     private: MemControlConfig, config: Path, tmp_path: Path
 ) -> None:
     options = ("train.steps=4", "train.checkpoint_every=2")
-    folder = train_private(config, tmp_path / "whole", epsilon=8.0, overrides=options)
+    words = ["--config", str(config), "--out", str(tmp_path / "whole"), "--epsilon", "8", "--overrides", *options]
+    assert main(["memcontrol", "private", *words]) == 0
+    folder = tmp_path / "whole" / "export"
     spent = json.loads((folder / "privacy.json").read_text())
     assert 7.5 < spent["epsilon"] <= 8.0 and spent["delta"] == 1 / 80 and spent["unit"] == "patient"
     assert TextToCXRPipeline.from_pretrained(folder)("Large left pleural effusion.").images[0].size == (32, 32)

@@ -63,3 +63,5 @@ def test_the_leaky_patients_are_half_members_half_strangers(tmp_path: Path) -> N
     assert [(record.split, record.view) for record in records] == [
         ("train", "PA"), ("train", "AP"), ("test", "PA"), ("test", "AP"),
     ]  # fmt: skip
+    elsewhere = read_manifest(write_leaky_patients(tmp_path / "b", patients=2, site="B", validation=1)).records
+    assert [record.split for record in elsewhere] == ["train", "test", "val"]  # site B films everyone once
