@@ -47,7 +47,7 @@ def write_runs(
 ) -> Path:
     """RUNS with a run for every (arm, fraction) of `aurocs` and seed; women's findings score lower by `missed_women`."""
     rng = np.random.default_rng(draw)
-    sites = {"real": [], "external": []}
+    sites: dict[str, list[CXRRecord]] = {"real": [], "external": []}
     films: dict[str, list[CXRRecord]] = {}
     for name in sets:
         films[name] = [record for i in range(patients) for record in _patient(name, i, rng)]
@@ -97,7 +97,7 @@ def write_clip_runs(out: Path, errors: Mapping[tuple[str, float], float], *, see
     for name in ("val", "test"):
         truths[name], shared[name] = rng.uniform(15, 75, patients), rng.normal(0, 1, patients)
         people[name] = [
-            EchoRecord(f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}.avi", ("A4C", "A2C")[i % 2], 20.0, 32, name,  # type: ignore[arg-type]
+            EchoRecord(f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}", f"{name}{i:03d}.avi", ("A4C", "A2C")[i % 2], 20.0, 32, name,
                        float(truths[name][i]), sex="FM"[i % 3 == 0], age=60.0)  # type: ignore[arg-type]
             for i in range(patients)
         ]  # fmt: skip

@@ -68,7 +68,8 @@ class FindingLearner:
     outcome = FINDINGS
 
     def __init__(self, experiment: FilmExperiment) -> None:
-        self.experiment, self.columns = experiment, tuple(experiment.findings)
+        self.experiment = experiment
+        self.columns: tuple[str, ...] = tuple(experiment.findings)
         self.films = Films(experiment.preprocessing, experiment.cache, experiment.in_memory)
 
     def manifest(self, path: Path) -> Manifest[CXRRecord]:
@@ -127,7 +128,7 @@ class EjectionFractionLearner:
     """The ejection fraction (percent) of echo clips."""
 
     outcome = EJECTION_FRACTION
-    columns = ("ejection_fraction",)
+    columns: tuple[str, ...] = ("ejection_fraction",)
 
     def __init__(self, experiment: ClipExperiment) -> None:
         self.experiment = experiment

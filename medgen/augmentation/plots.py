@@ -84,15 +84,15 @@ def _line(axes: Axes, places: list[int], found: list[Spread], look: tuple[str, s
         axes.scatter([place] * len(one.by_seed), one.by_seed, s=7, color=colour, alpha=0.55, linewidths=0, zorder=2)
 
 
-def differences(rows: Sequence[tuple[str, Spread, str]], label: str, outcome: Outcome) -> str:
-    """One line per comparison, in points, with its interval; 0 dashed, the margin grey."""
-    scale, margin = outcome.scale, outcome.scale * outcome.margin
+def differences(rows: Sequence[tuple[str, Spread, str]], label: str, scale: float = 100, margin: float | None = None) -> str:
+    """One line per comparison, in points (`scale` make one), with its interval; 0 dashed, ± `margin` points grey."""
     figure = Figure(figsize=(8.6, 0.3 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots()
     _plain(axes)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e6eaee", linewidth=0.8)
-    axes.axvspan(-margin, margin, color="#eef3f0", linewidth=0, zorder=0)
+    if margin is not None:
+        axes.axvspan(-margin, margin, color="#eef3f0", linewidth=0, zorder=0)
     axes.axvline(0, color=QUIET, linewidth=0.9, linestyle=(0, (3, 3)))
     for place, (_, one, colour) in enumerate(reversed(rows)):
         if np.isfinite(one.low):

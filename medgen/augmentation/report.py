@@ -309,7 +309,8 @@ def render(
         **content, family=family, others=others, rare_panels=rare, missed_sets=missed, curves=drawn, fraction=fraction, shown=shown,
         outcome=outcome, classes=outcome is FINDINGS, findings=experiment.findings, bins=BINS, sets=experiment.sets,
         reliability=Markup((plots.reliability if outcome is FINDINGS else plots.agreement)(measured, fraction)),
-        forest=Markup(plots.differences(rows, f"points of {outcome.what}, arm minus real (95 % interval)", outcome)) if rows else "",
+        forest=Markup(plots.differences(rows, f"points of {outcome.what}, arm minus real (95 % interval)", outcome.scale,
+                                        outcome.scale * outcome.margin)) if rows else "",
         missed_plots=[Markup(plots.missed(one, experiment.arms, _few(shown, family), outcome)) for one in missed if one.groups],
         cell={(r["set"], r["arm"], r["fraction"]): r for r in content["measures"]}, full=max(words),
     )  # fmt: skip
@@ -331,4 +332,6 @@ def estimate(value: Spread | dict[str, Any], digits: int = 3) -> str:
     middle, low, high = (value[k] if isinstance(value, dict) else getattr(value, k) for k in ("value", "low", "high"))
     if not math.isfinite(middle):
         return "–"
-    return f"{middle:.{digits}f}" + (f" ({low:.{digits}f}–{high:.{digits}f})" if math.isfinite(low) else "")
+    between = "–" if low >= 0 else " to "
+    told = f"{middle:.{digits}f}" + (f" ({low:.{digits}f}{between}{high:.{digits}f})" if math.isfinite(low) else "")
+    return told.replace("-", "−")
