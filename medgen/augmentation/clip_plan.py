@@ -1,7 +1,7 @@
 """A plan of synthetic echo clips: which ejection fractions a training set lacks, asked for with the ECGs of the patients who have them.
 
-A case takes the ECG, the view and the ejection fraction of one training clip, so that what an ECG tells of the heart stays true; the
-heart itself comes from the noise. Bands of the ejection fraction are balanced by taking some of these clips more often than others.
+A case takes the ECG (if there is one), the view and the ejection fraction of one training clip, so that what an ECG tells of the heart
+stays true; the heart itself comes from the noise. Bands of the ejection fraction are balanced by taking some clips more often.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from medgen.seeds import stable_seed
 BAND = 10  # percent of ejection fraction
 MOST_REPEATS = 10  # cases that one real clip may become
 MISSED = 0.02
+NO_ECGS = "Clips that come without an ECG are asked for without one: the model then chooses the heart rate."
 REAL_ECGS = "The clips will show ECGs of real patients under them: treat this plan and the clips like those ECGs."
 
 
@@ -37,13 +38,13 @@ def plan_clips(manifest: Path, out: Path, target: str, n: int, split: Split, hel
     data = read_manifest(manifest, split, record=EchoRecord)
     if heldout is not None:
         refuse_shared_patients(data, read_manifest(heldout, record=EchoRecord))
-    clips = [r for r in data.records if r.ejection_fraction is not None and r.ecg is not None]
+    clips = [record for record in data.records if record.ejection_fraction is not None]
     bands = [band(record) for record in clips]
     if len(set(bands)) < 2:
-        there = f"all between {bands[0]} %" if bands else "none has both an ejection fraction and an ECG"
+        there = f"all between {bands[0]} %" if bands else "none has an ejection fraction"
         raise PlanError(f"{data.name}: of {len(data)} clips {there}; a network needs clips of different ejection fractions")
     if len(clips) * MOST_REPEATS < n:
-        raise PlanError(f"{n} clips from {len(clips)} would repeat an ECG more than {MOST_REPEATS} times; plan fewer")
+        raise PlanError(f"{n} clips from {len(clips)} would repeat one more than {MOST_REPEATS} times; plan fewer")
     names = sorted(set(bands), key=lambda name: int(name.split()[0]))
     real = [bands.count(name) for name in names]
     wanted = _shares(target, np.array(real, dtype=float), n)
@@ -54,16 +55,16 @@ def plan_clips(manifest: Path, out: Path, target: str, n: int, split: Split, hel
     chosen = [clips[i] for i in rng.permutation(draw(weights, n, order, rng))]
     planned = [sum(band(record) == name for record in chosen) for name in names]
     notes = [
-        f"ejection fraction {name} %: {share:.1%} of the clips instead of {aim:.1%}; there are too few real ones to take ECGs from"
+        f"ejection fraction {name} %: {share:.1%} of the clips instead of {aim:.1%}; there are too few real ones"
         for name, aim, share in zip(names, wanted, weights @ inside, strict=True)
         if abs(share - aim) > MISSED
     ]
-    notes.append(REAL_ECGS)
+    notes += [REAL_ECGS] * any(record.ecg for record in clips) + [NO_ECGS] * any(record.ecg is None for record in clips)
     facts = {
         "medgen": __version__, "kind": EchoRecord.kind, "manifest": origin(data, manifest, out, split), "seed": seed,
         "patients": len({record.patient_id for record in clips}), "target": {"base": target},
         "real": dict(zip(names, real, strict=True)), "planned": dict(zip(names, planned, strict=True)),
-        "most_clips_of_one_ecg": max(Counter(record.record_id for record in chosen).values()), "notes": notes,
+        "most_cases_of_one_clip": max(Counter(record.record_id for record in chosen).values()), "notes": notes,
     }  # fmt: skip
     write_plan(out, write_cases(_cases(chosen, seed)), facts, draw_clip_plan(names, real, planned))
     return Planned(out, n, tuple(notes), "clips")

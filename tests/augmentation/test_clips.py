@@ -80,11 +80,12 @@ def test_clips_without_a_label_or_from_a_patients_frame_are_left_out(clips: Path
         collect(tmp_path / "none")
 
 
-def a_hospital(root: Path, fractions: list[float]) -> Path:
+def a_hospital(root: Path, fractions: list[float], **changes: Any) -> Path:
     """Records without files: no plan opens one."""
     clip = EchoRecord("c", "p", "s", "c.avi", "A4C", 20.0, 9, "train", ecg="e", ecg_offset=1.0, pairing="beat_synchronous")
     records = [
-        replace(clip, record_id=f"c{i}", patient_id=f"p{i}", ejection_fraction=fraction) for i, fraction in enumerate(fractions)
+        replace(clip, record_id=f"c{i}", patient_id=f"p{i}", ejection_fraction=fraction, **changes)
+        for i, fraction in enumerate(fractions)
     ]
     return write_manifest(records, root / "manifest.parquet", name="hospital", source="test")
 
@@ -97,6 +98,14 @@ def test_low_ejection_fractions_become_as_frequent_as_others(tmp_path: Path, tar
     asked = [line["ejection_fraction"] < 30 for line in lines]
     assert sum(asked) == pytest.approx(low, abs=1) and sum(asked[:50]) == pytest.approx(low / 2, abs=9)
     assert json.loads((tmp_path / "plan.json").read_text())["planned"]["20 to 30"] == sum(asked)
+    assert {(line["ecg"], line["ecg_start"], line["view"]) for line in lines} == {("e", 1.0, "A4C")}
+
+
+def test_clips_without_an_ecg_are_asked_for_without_one(tmp_path: Path) -> None:
+    manifest = a_hospital(tmp_path, [25.0, 62.0], ecg=None, ecg_offset=0.0, pairing="none")
+    done = plan_clips(manifest, tmp_path, "balance", 4, "train", None, 0)
+    lines = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+    assert not any("ecg" in line for line in lines) and any("without an ECG" in note for note in done.notes)
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -106,7 +115,7 @@ def test_plans_that_cannot_be_made_are_refused(tmp_path: Path, hearts: Path) -> 
         plan(same, tmp_path / "none")
     with pytest.raises(PlanError, match="it is balance, fill or real"):
         plan(hearts, tmp_path / "none", target="low")
-    with pytest.raises(PlanError, match="100 clips from 6 would repeat an ECG more than 10 times"):
+    with pytest.raises(PlanError, match="100 clips from 6 would repeat one more than 10 times"):
         plan(hearts, tmp_path / "none", n=100)
     plan(hearts, tmp_path / "plan", n=2)
     with pytest.raises(PlanError, match="no gate judges echo clips yet"):

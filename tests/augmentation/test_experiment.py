@@ -165,6 +165,6 @@ def test_what_would_make_the_figures_lie_is_refused_by_name(tmp_path, world):
     )
 
 
-@pytest.mark.parametrize("name", ["digital_chest", "digital_chest_rare", "mimic_cxr", "digital_echo"])
+@pytest.mark.parametrize("name", ["digital_chest", "digital_chest_rare", "mimic_cxr", "digital_echo", "echonet_dynamic"])
 def test_the_shipped_experiments_are_valid(name):
     assert len(load_experiment(CONFIGS / f"augmentation/{name}.yaml").seeds) >= 3
