@@ -126,6 +126,20 @@ class Film {
   }
 }
 
+/** An SVG filter that maps each channel by slope · v + intercept, clipped to 0…1. */
+function windowFilter(id, slope, intercept) {
+  const svg = (name, attributes, ...children) => {
+    const node = document.createElementNS(SVG, name);
+    for (const [attribute, value] of Object.entries(attributes)) node.setAttribute(attribute, value);
+    node.append(...children);
+    return node;
+  };
+  const transfer = ["R", "G", "B"].map((channel) => svg(`feFunc${channel}`, { type: "linear", slope, intercept }));
+  const whole = { x: 0, y: 0, width: 1, height: 1 };
+  // sRGB: the default would window in linear light
+  return svg("filter", { id, "color-interpolation-filters": "sRGB", ...whole }, svg("feComponentTransfer", {}, ...transfer));
+}
+
 /** One picture on the screen: its canvas, the canvas of its marks, its caption. */
 class Pane {
   constructor(picture, number, stage) {
@@ -143,23 +157,8 @@ class Pane {
     this.isStrip = picture.width / picture.height >= STRIP;
     this.element.classList.toggle("strip", this.isStrip);
     if (picture.film) this.area.append(this.source.video);
-    this.addFilter();
+    this.filter = windowFilter(`window-${number}`, 1, 0);
     this.describe();
-  }
-
-  addFilter() {
-    this.transfer = ["R", "G", "B"].map((channel) => {
-      const f = document.createElementNS(SVG, `feFunc${channel}`);
-      f.setAttribute("type", "linear");
-      return f;
-    });
-    const component = document.createElementNS(SVG, "feComponentTransfer");
-    component.append(...this.transfer);
-    this.filter = document.createElementNS(SVG, "filter");
-    this.filter.id = `window-${this.number}`;
-    this.filter.setAttribute("color-interpolation-filters", "sRGB"); // the default would window in linear light
-    for (const [name, value] of Object.entries({ x: 0, y: 0, width: 1, height: 1 })) this.filter.setAttribute(name, value);
-    this.filter.append(component);
   }
 
   describe() {
@@ -195,7 +194,7 @@ class Pane {
   }
 
   draw() {
-    const context = this.canvas.getContext("2d");
+    const context = this.canvas.getContext("2d", { willReadFrequently: true }); // else WebKit draws it where the filter does not reach
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     const image = this.source.image;
     if (image) {
@@ -219,14 +218,15 @@ class Pane {
   /** out = (v − (centre − width / 2)) / width on 8-bit values, clipped; turned round if inverted. */
   applyWindow() {
     const { centre, width, inverted } = this.grey;
-    const slope = 255 / width;
-    const intercept = -(centre - width / 2) / width;
-    for (const f of this.transfer) {
-      f.setAttribute("slope", inverted ? -slope : slope);
-      f.setAttribute("intercept", inverted ? 1 - intercept : intercept);
-    }
+    const slope = (inverted ? -255 : 255) / width;
+    const low = -(centre - width / 2) / width;
+    const id = `window-${this.number}-${width}-${centre}-${inverted}`;
+    if (this.filter.id === id) return;
+    const filter = windowFilter(id, slope, inverted ? 1 - low : low); // a new one: WebKit goes on painting one that is changed as it was
+    this.filter.replaceWith(filter);
+    this.filter = filter;
     const plain = !inverted && centre === GREY.centre && width === GREY.width;
-    this.canvas.style.filter = plain ? "none" : `url(#${this.filter.id})`;
+    this.canvas.style.filter = plain ? "none" : `url("#${id}")`;
   }
 
   /** Rings in amber with a dark rim, to be seen on black and on white; fainter where they belong to another frame. */
