@@ -82,7 +82,7 @@ def detecting(whole: Table, truth: Bools, levels: int, signal: str, margin: floa
     rating = ratings_of(first)
     readers = tuple(_reader_row(whole, right, rating, kind, j, task) for j in range(len(first.readers)))
     accuracy = reader_mean([r.accuracy.value for r in readers], share=True)
-    auc = reader_mean([r.auc for r in readers], share=True)
+    auc = _mrmc_auc(rating, kind, mrmc.these_cases) or reader_mean([r.auc for r in readers], share=True)
     accuracy_mrmc, auc_mrmc = _mrmc_mean(right, kind), _mrmc_auc(rating, kind)
     tests = {"accuracy": tost(accuracy, 0.5, margin), "auc": tost(auc, 0.5, margin)}
     if accuracy_mrmc is not None:

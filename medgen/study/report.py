@@ -34,8 +34,6 @@ TASKS = {
     "artefact": "Where is something wrong?",
 }
 LARGEST_LOG_ODDS = 10.0  # beyond it the ratings of the arms are apart, and a likelihood has no maximum (separation)
-NEARLY_ALWAYS = 0.95  # an AUC from which on its interval over few readers holds the truth in 90-93 %, not 95 (test_coverage.py)
-FEW_READERS = 12
 WIDE = 0.9  # of the margin's range: a 90 % interval this wide leaves an equivalence test at most 4 % to err in
 MEASURES = {"accuracy": "Share of right answers", "auc": "AUC from confidence"}
 
@@ -187,12 +185,6 @@ def conclusions(section: Section) -> list[Conclusion]:
 def _edges(found: Detecting) -> list[Conclusion]:
     """Where an interval is known to promise too much, the page says so itself."""
     said, readers = [], len(found.readers)
-    if 1 < readers <= FEW_READERS and max(found.auc.value, 1 - found.auc.value) > NEARLY_ALWAYS:
-        end, high = ("lower", "high") if found.auc.value > 0.5 else ("upper", "low")
-        said.append(
-            f"The AUC is {found.auc.value:.2f}: so near its end, the interval over {readers} readers on these cases holds the truth in "
-            f"90 to 93 % of studies, not in 95 %, and it is its {end} end that is too {high}. More readers mend it, more answers do not."
-        )
     rates = [(r.detection.hits, r.detection.signals, r.detection.false_alarms, r.detection.noises) for r in found.readers]
     whole = sum(1 for h, s, f, n in rates if min(s, n) > 0 and (h in (0, s) or f in (0, n)))
     if 4 * whole >= max(readers, 1) and math.isfinite(found.d_prime.value):

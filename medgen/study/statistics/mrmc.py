@@ -72,6 +72,22 @@ def single(merit: Merit, modality: int = 0) -> Mean:
     return _mean(float(values.mean()), float(values.var(ddof=1)), readers * max(own.cov2, 0.0), readers, readers - 1)
 
 
+def these_cases(merit: Merit, modality: int = 0) -> Mean:
+    """Mean over readers of one modality: other readers, the same cases.
+
+    The spread between readers is expected to be σ²(readers) + Var − Cov2 (Obuchowski & Rockette 1995), and σ² is not negative: a few
+    readers who happen to be alike (all nearly always right) are not taken for more alike than their own answers allow.
+    """
+    values = merit.values[modality]
+    readers = len(values)
+    if readers < 2:
+        return Mean(float(values.mean()), float("nan"), 0.0, readers)
+    rows = slice(modality * readers, (modality + 1) * readers)
+    own = components(Merit(values[None], merit.covariance[rows, rows]))
+    square = max(float(values.var(ddof=1)), own.error - max(own.cov2, 0.0))
+    return Mean(float(values.mean()), float(np.sqrt(square / readers)), readers - 1.0, readers)
+
+
 def contrast(merit: Merit) -> Mean:
     """Mean over readers of a contrast between kinds of cases (synthetic minus real, rated above), readers and cases random.
 
