@@ -89,9 +89,11 @@ def _choices(results: Sequence[Result], config: MemControlConfig) -> list[tuple[
         one = chosen(results, kind)
         if one is not None:
             found[one.trial.name] = one
-            as_good = "is not worse than that of" if as_good_as(results, one, kind) else "comes nearest to that of"
-            why.setdefault(one.trial.name, []).append(f"{as_good} {NAMES[kind]} fine-tuning at its best rate")
-    return [(one, " and ".join(why[name])) for name, one in found.items()]
+            name = f"{NAMES[kind]} fine-tuning at its best rate"
+            as_good = f"the least memorising mask whose quality is not worse than that of {name}"
+            nearest = f"no mask reaches the quality of {name}, and of the front this one is nearest to the best of both scores"
+            why.setdefault(one.trial.name, []).append(as_good if as_good_as(results, one, kind) else nearest)
+    return [(one, "; ".join(why[name])) for name, one in found.items()]
 
 
 def front_plot(results: Sequence[Result], config: MemControlConfig) -> str:
