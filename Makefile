@@ -10,7 +10,7 @@ WORKERS ?= 2
 ENV = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TEST_ENV = $(ENV) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo test weights figures lint format clean
+.PHONY: help setup demo test browsers weights figures lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -32,6 +32,9 @@ demo: $(READY)  ## films, training, resume, hearts from ECGs, next visits, measu
 
 test: lint  ## every check: ruff, mypy, import-linter, pytest
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=15
+
+browsers: $(READY)  ## the reading page in Firefox and WebKit, where Debian's packages of both are installed
+	$(TEST_ENV) $(BIN)/pytest -m browsers --durations=2
 
 # The shipped weights, from nothing: eight hours on two cores. Interrupted, the same command continues.
 weights: $(READY)  ## make the digital patients, train and place everything in medgen/pretrained
@@ -106,6 +109,8 @@ figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	$(BIN)/medgen train text-to-cxr --config configs/text_to_cxr/leaky.yaml
 	$(BIN)/medgen audit --pipeline runs/text_to_cxr/leaky/export --train data/leaky/manifest.parquet --heldout data/leaky/manifest.parquet \
 	  --reference digital_chest --patients 24 --captions 6 --n 20 --films 48 --out $(FIGURES)/audit_leaky
+	test -f data/leaky_b/manifest.parquet || $(BIN)/medgen audit leaky-patients --out data/leaky_b --site B --patients 72 --validation 48
+	$(BIN)/medgen memcontrol search --config configs/memcontrol/leaky.yaml
 	$(BIN)/medgen bench generators --out $(FIGURES)/bench_generators.json
 	$(BIN)/medgen bench train --out $(FIGURES)/bench_train.json
 	$(BIN)/medgen bench load --out $(FIGURES)/bench_load.json

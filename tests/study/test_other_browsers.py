@@ -1,4 +1,7 @@
-"""The reading page in Firefox and in a WebKit (Safari's engine): read by keys, films stepped, closed, reopened, saved."""
+"""The reading page in Firefox and in a WebKit (Safari's engine): read by keys, films stepped, closed, reopened, saved.
+
+`make browsers` runs it; it needs Debian's firefox-esr, libavcodec-extra, webkit2gtk-driver, gstreamer1.0-libav and xvfb.
+"""
 
 import numpy as np
 import pytest
@@ -54,6 +57,7 @@ def opened(study, tmp_path):
         browser.kill()
 
 
+@pytest.mark.browsers
 @pytest.mark.parametrize("make", [Firefox, WebKit])
 def test_a_study_is_read_by_keys_over_a_closed_page(make, study, opened):
     browser = opened(make)
