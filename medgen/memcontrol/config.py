@@ -107,6 +107,12 @@ class MemControlConfig(Config):
         """The manifest whose val split quality is measured on."""
         return self.quality.manifest or self.data.manifest
 
+    @property
+    def of_a_trial(self) -> MemControlConfig:
+        """Without what may be added to a search that has begun: a training that was interrupted goes on under any of it."""
+        search = self.search.model_copy(update={"trials": SearchConfig().trials})
+        return self.model_copy(update={"search": search, "baselines": BaselineConfig(), "confirmation": ConfirmationConfig()})
+
     def inner_train(self, out: Path, learning_rate: float, repeat: int = 0) -> TrainConfig:
         """How a trial is trained; `repeat` is one of its confirmation."""
         inner = self.inner

@@ -102,7 +102,7 @@ class Bench:
         settings = self.config.inner_train(run, trial.learning_rate, repeat)
         base = self.scorer.start.task(settings, self.config.inner.caption_dropout, words)
         task = MaskedTextToCXR(base, trial.adaptation, self._rows(trial.kind, repeat))
-        recorded = FineTuning(memcontrol=self.config, adaptation=trial.adaptation, random_words=words, train=settings)
+        recorded = FineTuning(memcontrol=self.config.of_a_trial, adaptation=trial.adaptation, random_words=words, train=settings)
         with contextlib.redirect_stdout(
             io.StringIO()
         ):  # a line per trial is told by the search; its steps are in run/metrics.jsonl

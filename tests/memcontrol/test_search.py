@@ -111,6 +111,14 @@ def test_a_folder_belongs_to_one_search(finished: Path, films: Path) -> None:
         search(finished / "config.yaml", ("inner.repeats=3",))
 
 
+def test_an_interrupted_trial_goes_on_when_more_is_asked_of_its_search(finished: Path) -> None:
+    begun, more, other = (
+        load_config(MemControlConfig, finished / "config.yaml", overrides).of_a_trial
+        for overrides in ((), ("search.trials=9", "baselines.methods=[norm]", "confirmation.repeats=5"), ("inner.repeats=3",))
+    )
+    assert begun == more != other
+
+
 def test_quality_is_never_measured_on_test_films_nor_on_trained_patients(settings: dict[str, Any], films: Path) -> None:
     manifest = read_manifest(films)
     records = [replace(record, split="test" if record.split == "val" else record.split) for record in manifest.records]
