@@ -40,7 +40,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    films=60, steps=6, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2,
+    films=48, steps=4, kill_after=3, checkpoint_every=2, measured=16, least=1, pairs=2, sampling_steps=4, clips=2, echo_steps=2,
     followed=5, shown=1, futures=2, progression_steps=2, read=4,
 )  # fmt: skip
 """For tests."""
