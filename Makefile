@@ -44,12 +44,14 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 	$(BIN)/medgen train autoencoder --config configs/autoencoder/digital_chest.yaml
 	$(BIN)/medgen train text-encoder --config configs/text_encoder/digital_chest.yaml
 	$(BIN)/medgen train text-to-cxr --config configs/text_to_cxr/digital_chest.yaml
+	$(BIN)/medgen digital chest --n 6000 --seed 0 --focus nodule --focus-n 1200 --out data/digital_chest_nodules
+	$(BIN)/medgen train text-to-cxr --config configs/text_to_cxr/digital_chest_nodules.yaml
 	$(BIN)/medgen train classifier --config configs/classifier/digital_chest.yaml
 	$(BIN)/medgen train classifier --config configs/classifier/digital_chest_nodules.yaml
 	$(BIN)/medgen train re-identification --config configs/re_identification/digital_chest.yaml
 	mkdir -p medgen/pretrained
 	cp -rT runs/re_identification/digital_chest/export medgen/pretrained/digital_chest_reid
-	cp -rT runs/text_to_cxr/digital_chest/export medgen/pretrained/digital_chest
+	cp -rT runs/text_to_cxr/digital_chest_nodules/export medgen/pretrained/digital_chest
 	cp -rT runs/classifier/digital_chest_nodules/export medgen/pretrained/digital_chest_judge
 	$(BIN)/medgen digital echo --n 1200 --seed 0 --out data/digital_echo
 	$(BIN)/medgen digital echo --n 600 --seed 7002 --out data/digital_echo_judge
@@ -72,10 +74,12 @@ weights: $(READY)  ## make the digital patients, train and place everything in m
 FIGURES := out/figures
 figures: $(READY)  ## measure the shipped weights on held-out digital patients
 	test -f data/digital_chest/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --out data/digital_chest
+	test -f data/digital_chest_nodules/manifest.parquet || $(BIN)/medgen digital chest --n 6000 --seed 0 --focus nodule --focus-n 1200 \
+	  --out data/digital_chest_nodules
 	$(BIN)/medgen evaluate cases --reference data/digital_chest/manifest.parquet --out $(FIGURES)/cases.jsonl
 	$(BIN)/medgen sample text-to-cxr --pipeline digital_chest --cases $(FIGURES)/cases.jsonl --out $(FIGURES)/generated
 	$(BIN)/medgen evaluate text-to-cxr --generated $(FIGURES)/generated --reference data/digital_chest/manifest.parquet \
-	  --train data/digital_chest/manifest.parquet --out $(FIGURES)/text_to_cxr
+	  --train data/digital_chest_nodules/manifest.parquet --out $(FIGURES)/text_to_cxr
 	$(BIN)/medgen evaluate autoencoder --autoencoder medgen/pretrained/digital_chest/vae \
 	  --reference data/digital_chest/manifest.parquet --out $(FIGURES)/autoencoder
 	test -f data/digital_echo/manifest.parquet || $(BIN)/medgen digital echo --n 1200 --seed 0 --out data/digital_echo
